@@ -1,0 +1,190 @@
+//! The process's own configuration: APISIX's `config.yaml`, with a `streamgate:` section of ours.
+//!
+//! Two forms: the tree as merged and substituted (`config/merge.rs`, `config/env.rs`), and the
+//! meant form below. All mistakes are reported at once, each with its path.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::addr::IpMatcher;
+use crate::session::Transport;
+
+/// Everything a node needs to know before it reads its first object.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What to listen on, in the order written, ranges expanded.
+    pub listens: Vec<Listen>,
+    /// Where objects come from.
+    pub source: Source,
+    /// What decides whether an object is accepted.
+    pub rules: RulesConfig,
+    /// Name resolution.
+    pub dns: Dns,
+    /// `apisix.ssl` and certificates of outgoing connections.
+    pub ssl: SslConfig,
+    /// The metrics server; absent where `enable_export_server` is false.
+    pub prometheus: Option<Prometheus>,
+    /// `apisix.status`: the `/status` server.
+    pub status: Option<SocketAddr>,
+    /// Worker threads, one core each.
+    pub workers: usize,
+    /// `worker_shutdown_timeout`: how long QUIT lets sessions finish.
+    pub shutdown_timeout: Duration,
+    /// `nginx_config.stream.real_ip_from`: peers whose PROXY header replaces the client address.
+    pub real_ip_from: Vec<IpMatcher>,
+    /// `nginx_config.error_log_level` as a tracing level: `error`, `warn`, `info`, `debug`.
+    pub log_level: Box<str>,
+    /// `nginx_config.stream.access_log*`.
+    pub access_log: AccessLog,
+    /// `apisix.disable_upstream_healthcheck`.
+    pub disable_healthcheck: bool,
+    /// Limits of the process.
+    pub limits: Limits,
+    /// Sentences for the operator about what was accepted but has no effect here.
+    pub warnings: Vec<String>,
+}
+
+/// One socket address to accept on, with what it does.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own in config.yaml")]
+pub struct Listen {
+    /// As written in config.yaml: the key of per-listen settings, shown in logs.
+    pub written: Arc<str>,
+    /// Concrete address; port 0 lets the system choose (ours, for tests).
+    pub addr: SocketAddr,
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// Terminates TLS.
+    pub tls: bool,
+    /// Routes by the ClientHello without decrypting.
+    pub tls_passthrough: bool,
+    /// A PROXY header is expected.
+    pub proxy_protocol: bool,
+    /// A PROXY header (v1) is sent to nodes.
+    pub proxy_protocol_to_upstream: bool,
+    /// TCP: a FIN of one side leaves the other direction open. False restores APISIX's way.
+    pub half_close: bool,
+    /// TCP: the idle limit after the first FIN.
+    pub half_close_timeout: Duration,
+    /// UDP: replaces the upstream's idle timeout.
+    pub idle_timeout: Option<Duration>,
+    /// UDP: an association ends after so many answers.
+    pub responses: Option<u32>,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// `config_provider: etcd`.
+    Etcd(Box<EtcdConfig>),
+    /// `config_provider: yaml` or `json`: the path of `apisix.yaml` or `apisix.json`.
+    File(PathBuf),
+}
+
+/// `deployment.etcd`.
+#[derive(Clone, Debug)]
+pub struct EtcdConfig {
+    /// `http://` or `https://` endpoints, without a path.
+    pub hosts: Vec<Box<str>>,
+    /// Verbatim, such as `/apisix`; objects live below `{prefix}/`.
+    pub prefix: Box<str>,
+    /// User and password, where both are set.
+    pub auth: Option<(Box<str>, Box<str>)>,
+    /// Deadline of one request.
+    pub timeout: Duration,
+    /// `tls.verify`.
+    pub tls_verify: bool,
+    /// `tls.sni`: replaces the host of the endpoint in SNI and verification.
+    pub tls_sni: Option<Box<str>>,
+    /// `tls.cert` and `tls.key`: paths.
+    pub tls_cert: Option<(PathBuf, PathBuf)>,
+    /// CA bundle: `apisix.ssl.ssl_trusted_certificate`, resolved; absent: none was found.
+    pub trusted: Option<PathBuf>,
+}
+
+/// What decides whether an object is accepted.
+#[derive(Clone, Debug, Default)]
+pub struct RulesConfig {
+    /// `stream_plugins`.
+    pub stream_plugins: Vec<Box<str>>,
+    /// `xrpc.protocols[].name`.
+    pub xrpc_protocols: Vec<Box<str>>,
+    /// `data_encryption.keyring`: entries of 16 or 32 bytes.
+    pub keyring: Vec<Box<str>>,
+    /// The `plugins` key of etcd counts (`enable_admin` is false).
+    pub plugins_key_counts: bool,
+    /// Objects come from a file: unknown plugins reject, as in APISIX.
+    pub standalone: bool,
+}
+
+/// Name resolution.
+#[derive(Clone, Debug)]
+pub struct Dns {
+    /// `dns_resolver`; empty: those of `/etc/resolv.conf`.
+    pub servers: Vec<SocketAddr>,
+    /// `dns_resolver_valid`: replaces every TTL.
+    pub valid: Option<Duration>,
+    /// `resolver_timeout`.
+    pub timeout: Duration,
+    /// `enable_resolv_search_opt`.
+    pub search: bool,
+    /// `enable_ipv6`.
+    pub ipv6: bool,
+}
+
+/// `apisix.ssl`.
+#[derive(Clone, Debug, Default)]
+pub struct SslConfig {
+    /// Used for TLS clients that send no server name.
+    pub fallback_sni: Option<Box<str>>,
+    /// CA bundle for outgoing connections.
+    pub trusted: Option<PathBuf>,
+}
+
+/// `plugin_attr.prometheus`.
+#[derive(Clone, Debug)]
+pub struct Prometheus {
+    /// `export_addr`.
+    pub addr: SocketAddr,
+    /// `export_uri`.
+    pub uri: Box<str>,
+    /// `metric_prefix`.
+    pub prefix: Box<str>,
+    /// `metrics.<name>.extra_labels`.
+    pub extra_labels: Vec<ExtraLabels>,
+    /// `streamgate.metrics.max_series`: lines of the `streamgate_*` family before folding.
+    pub max_series: usize,
+}
+
+/// Labels added to one metric: each its name and the variable it shows.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ExtraLabels {
+    /// The metric, without its prefix.
+    pub metric: Box<str>,
+    /// Label and variable.
+    pub labels: Vec<(Box<str>, Box<str>)>,
+}
+
+/// `nginx_config.stream.access_log*`.
+#[derive(Clone, Debug)]
+pub struct AccessLog {
+    /// `enable_access_log`.
+    pub enabled: bool,
+    /// The file, made absolute.
+    pub path: PathBuf,
+    /// The format with nginx variables.
+    pub format: Box<str>,
+    /// `default`, `json`, `none`.
+    pub escape: Box<str>,
+}
+
+/// Limits of the process.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// UDP associations of the whole process (`streamgate.udp.max_associations`).
+    pub udp_associations: usize,
+    /// TCP sessions (`streamgate.max_sessions`); absent: from the descriptor limit.
+    pub sessions: Option<usize>,
+}

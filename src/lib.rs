@@ -1,0 +1,27 @@
+//! streamgate: an L4 gateway configured by the data Apache APISIX keeps in etcd.
+//!
+//! # Layout
+//! Modules are rows; each names only modules of rows above its own in this list
+//! (`docs/architecture.md` says why, `tests/layers.rs` enforces it). Rows up to `snapshot` do no
+//! I/O, read no clock and spawn nothing.
+//!
+//! - [`addr`] networks and `host:port`; [`sni`] server names
+//! - [`session`] what is known of a client and how its session ended; [`live`] statistics that
+//!   outlive snapshots
+//! - [`config`] config.yaml
+//! - [`resource`] stream_routes, upstreams, services, ssls: JSON to typed
+//! - [`matcher`] connection to rule; [`balance`] session to node; [`plugin`] what runs between
+//! - [`store`] the last good version of every object
+//! - [`snapshot`] the immutable state that sessions are routed by
+
+pub mod addr;
+pub mod balance;
+pub mod config;
+pub mod live;
+pub mod matcher;
+pub mod plugin;
+pub mod resource;
+pub mod session;
+pub mod snapshot;
+pub mod sni;
+pub mod store;

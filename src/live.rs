@@ -1,0 +1,199 @@
+//! State that outlives snapshots: statistics and in-flight counts, shared by key.
+//!
+//! A snapshot is rebuilt on every change; what is here is carried over. The control plane asks the
+//! [`Registry`] for an entry when it builds a route or an upstream; sessions then hold the entry
+//! itself and touch atomics alone. An entry whose object is gone lives until its last session ends.
+//! No I/O, no clock.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use crate::session::End;
+
+/// Upper bounds of the connect-time histogram, in seconds.
+pub const CONNECT_BUCKETS: [f64; 10] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
+/// Upper bounds of the session-duration histogram, in seconds.
+pub const DURATION_BUCKETS: [f64; 10] = [0.01, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 1800.0, 7200.0];
+
+/// A histogram of durations in fixed buckets.
+#[derive(Debug)]
+pub struct Histogram {
+    bounds: &'static [f64; 10],
+    counts: [AtomicU64; 11],
+    sum_micros: AtomicU64,
+}
+
+impl Histogram {
+    fn new(bounds: &'static [f64; 10]) -> Self {
+        Self { bounds, counts: Default::default(), sum_micros: AtomicU64::new(0) }
+    }
+
+    /// Counts one duration.
+    pub fn record(&self, value: Duration) {
+        let seconds = value.as_secs_f64();
+        let bucket = self.bounds.partition_point(|bound| *bound < seconds);
+        self.counts[bucket].fetch_add(1, Relaxed);
+        self.sum_micros.fetch_add(u64::try_from(value.as_micros()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// The upper bounds, in seconds; one more bucket than bounds counts what is above them.
+    #[must_use]
+    pub fn bounds(&self) -> &'static [f64; 10] {
+        self.bounds
+    }
+
+    /// Count of each bucket (not cumulated), and the sum in seconds.
+    #[must_use]
+    pub fn read(&self) -> ([u64; 11], f64) {
+        #[expect(clippy::cast_precision_loss, reason = "a sum of seconds is a float in Prometheus")]
+        let sum = self.sum_micros.load(Relaxed) as f64 / 1e6;
+        (std::array::from_fn(|i| self.counts[i].load(Relaxed)), sum)
+    }
+}
+
+/// Statistics of one stream_route, or of one node of an upstream.
+#[derive(Debug)]
+pub struct Stats {
+    ended: [AtomicU64; End::COUNT],
+    active: AtomicU64,
+    received: AtomicU64,
+    sent: AtomicU64,
+    /// Time to connect to a node, of attempts that worked.
+    pub connect: Histogram,
+    /// From accept to close.
+    pub duration: Histogram,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self {
+            ended: std::array::from_fn(|_| AtomicU64::new(0)),
+            active: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            connect: Histogram::new(&CONNECT_BUCKETS),
+            duration: Histogram::new(&DURATION_BUCKETS),
+        }
+    }
+}
+
+impl Stats {
+    /// Counts a session in; the guard counts it out.
+    #[must_use]
+    pub fn enter(self: &Arc<Self>) -> ActiveGuard {
+        self.active.fetch_add(1, Relaxed);
+        ActiveGuard(self.clone())
+    }
+
+    /// Sessions inside.
+    #[must_use]
+    pub fn active(&self) -> u64 {
+        self.active.load(Relaxed)
+    }
+
+    /// Counts one ending.
+    pub fn ended(&self, end: End) {
+        self.ended[end.index()].fetch_add(1, Relaxed);
+    }
+
+    /// How many sessions ended so.
+    #[must_use]
+    pub fn ended_count(&self, end: End) -> u64 {
+        self.ended[end.index()].load(Relaxed)
+    }
+
+    /// Adds bytes from the client while the session lives.
+    pub fn add_received(&self, bytes: u64) {
+        self.received.fetch_add(bytes, Relaxed);
+    }
+
+    /// Adds bytes to the client while the session lives.
+    pub fn add_sent(&self, bytes: u64) {
+        self.sent.fetch_add(bytes, Relaxed);
+    }
+
+    /// Bytes from clients and bytes to clients.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.received.load(Relaxed), self.sent.load(Relaxed))
+    }
+}
+
+/// Holds a session in [`Stats::active`] until dropped.
+#[derive(Debug)]
+pub struct ActiveGuard(Arc<Stats>);
+
+impl Drop for ActiveGuard {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Entries by key, each kept as long as somebody holds it.
+#[derive(Debug)]
+pub struct Registry<K, V> {
+    entries: Mutex<HashMap<K, Weak<V>>>,
+}
+
+impl<K, V> Default for Registry<K, V> {
+    fn default() -> Self {
+        Self { entries: Mutex::new(HashMap::new()) }
+    }
+}
+
+impl<K: Eq + Hash, V> Registry<K, V> {
+    /// The entry of `key`, made by `make` where nobody holds one.
+    pub fn entry(&self, key: K, make: impl FnOnce() -> V) -> Arc<V> {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(value) = entries.get(&key).and_then(Weak::upgrade) {
+            return value;
+        }
+        let value = Arc::new(make());
+        entries.insert(key, Arc::downgrade(&value));
+        value
+    }
+
+    /// Forgets keys that nobody holds any more.
+    pub fn sweep(&self) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|_, value| value.strong_count() > 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histogram_counts_at_its_bounds() {
+        let histogram = Histogram::new(&CONNECT_BUCKETS);
+        for micros in [1_000, 1_001, 9_000_000] {
+            histogram.record(Duration::from_micros(micros));
+        }
+        let (counts, sum) = histogram.read();
+        assert_eq!((counts[0], counts[1], counts[10]), (1, 1, 1));
+        assert!((sum - 9.002_001).abs() < 1e-9, "{sum}");
+    }
+
+    #[test]
+    fn registry_keeps_what_is_held_and_forgets_the_rest() {
+        let registry = Registry::<u32, Stats>::default();
+        let first = registry.entry(1, Stats::default);
+        first.ended(End::NoRoute);
+        assert_eq!(registry.entry(1, Stats::default).ended_count(End::NoRoute), 1);
+        drop(first);
+        assert_eq!(registry.entry(1, Stats::default).ended_count(End::NoRoute), 0);
+    }
+
+    #[test]
+    fn guard_counts_out() {
+        let stats = Arc::new(Stats::default());
+        let guard = stats.enter();
+        assert_eq!(stats.active(), 1);
+        drop(guard);
+        assert_eq!(stats.active(), 0);
+    }
+}

@@ -1,0 +1,263 @@
+//! One connection or UDP association: what is known of its client, and how it ended.
+//!
+//! Every session makes one [`Outcome`] with one [`End`]; the access log and the statistics are both
+//! made from it, so they cannot disagree. Pure: no I/O, no clock.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What carries the bytes.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Transport {
+    /// A byte stream.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl Transport {
+    /// The word of nginx's `$protocol` in lower case.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// What is known of a client when its route is chosen.
+#[derive(Clone, Debug)]
+pub struct Inbound {
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// The client, after a trusted PROXY header has been read (nginx's `$remote_addr`).
+    pub client: SocketAddr,
+    /// The local address of the accepted socket, never one of a PROXY header (`$server_addr`).
+    pub server: SocketAddr,
+    /// The server name of the TLS hello: lower case, no final dot. Absent on plain connections.
+    pub sni: Option<Arc<str>>,
+    /// The client identifier of an MQTT CONNECT, where a plugin read one that is not empty.
+    pub mqtt_client_id: Option<Arc<str>>,
+}
+
+impl Inbound {
+    /// A session of which only the addresses are known.
+    #[must_use]
+    pub fn new(transport: Transport, client: SocketAddr, server: SocketAddr) -> Self {
+        Self { transport, client, server, sni: None, mqtt_client_id: None }
+    }
+
+    /// The value of a variable that formats, hash keys and filters may name, without its `$`.
+    /// `None` where the session has no such value.
+    #[must_use]
+    pub fn variable(&self, name: &str) -> Option<Cow<'_, str>> {
+        Some(match name {
+            "remote_addr" => self.client.ip().to_string().into(),
+            "remote_port" => self.client.port().to_string().into(),
+            "server_addr" => self.server.ip().to_string().into(),
+            "server_port" => self.server.port().to_string().into(),
+            "protocol" if self.transport == Transport::Tcp => "TCP".into(),
+            "protocol" => "UDP".into(),
+            "ssl_server_name" => self.sni.as_deref()?.into(),
+            "mqtt_client_id" => self.mqtt_client_id.as_deref()?.into(),
+            _ => return None,
+        })
+    }
+
+    /// The address whose route rules apply to the client.
+    #[must_use]
+    pub fn client_ip(&self) -> IpAddr {
+        self.client.ip()
+    }
+}
+
+/// Whose doing an ending was.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Side {
+    /// The client's.
+    Client,
+    /// The upstream node's.
+    Upstream,
+    /// Ours: the configuration, a limit, a stop.
+    Gateway,
+}
+
+impl Side {
+    /// The label of metrics and logs.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Upstream => "upstream",
+            Self::Gateway => "gateway",
+        }
+    }
+}
+
+/// Declares [`End`] and the one table that maps each ending to its label, its side, nginx's
+/// `$status` and the code of `apisix_stream_status`.
+macro_rules! endings {
+    ($($(#[$doc:meta])* $name:ident => ($label:literal, $side:ident, $status:literal, $code:literal),)*) => {
+        /// How a session ended: a closed set.
+        #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+        #[repr(u8)]
+        pub enum End { $($(#[$doc])* $name,)* }
+
+        impl End {
+            /// Every ending, in the order of its index.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The fixed label of metrics and logs.
+            #[must_use]
+            pub fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)* }
+            }
+
+            /// Whose doing it was.
+            #[must_use]
+            pub fn side(self) -> Side {
+                match self { $(Self::$name => Side::$side,)* }
+            }
+
+            /// nginx's `$status`, three digits (`001` is what APISIX's `ngx.exit(1)` leaves).
+            #[must_use]
+            pub fn nginx_status(self) -> &'static str {
+                match self { $(Self::$name => $status,)* }
+            }
+
+            /// The `code` label of `apisix_stream_status` (`apisix/plugins/prometheus/exporter.lua:885`).
+            #[must_use]
+            pub fn apisix_code(self) -> &'static str {
+                match self { $(Self::$name => $code,)* }
+            }
+        }
+    };
+}
+
+endings! {
+    /// The client closed, all was delivered.
+    ClientClosed => ("client_closed", Client, "200", "200"),
+    /// The upstream closed, all was delivered.
+    UpstreamClosed => ("upstream_closed", Upstream, "200", "200"),
+    /// The client reset the connection.
+    ClientReset => ("client_reset", Client, "200", "400"),
+    /// The upstream reset the connection.
+    UpstreamReset => ("upstream_reset", Upstream, "200", "502"),
+    /// Neither side moved a byte for the idle timeout.
+    IdleTimeout => ("idle_timeout", Gateway, "200", "502"),
+    /// One side had closed and the other moved no byte for the half-closed timeout.
+    HalfClosedTimeout => ("half_closed_timeout", Gateway, "200", "200"),
+    /// No stream_route matched.
+    NoRoute => ("no_route", Gateway, "001", "500"),
+    /// The route's upstream does not exist, or the route names none.
+    UpstreamMissing => ("upstream_missing", Gateway, "001", "500"),
+    /// The route's service does not exist.
+    ServiceMissing => ("service_missing", Gateway, "404", "500"),
+    /// The upstream has no node that can be dialled.
+    NoNode => ("no_node", Gateway, "001", "500"),
+    /// Every attempt to reach a node failed.
+    ConnectFailed => ("connect_failed", Upstream, "502", "502"),
+    /// `retry_timeout` passed before another attempt could begin.
+    RetryDeadline => ("retry_deadline", Upstream, "502", "502"),
+    /// A plugin refused the session.
+    PluginDenied => ("plugin_denied", Gateway, "001", "500"),
+    /// A TLS client sent no server name and no `fallback_sni` is set.
+    TlsNoSni => ("tls_no_sni", Client, "500", "500"),
+    /// No certificate is configured for the server name.
+    TlsNoCertificate => ("tls_no_certificate", Gateway, "500", "500"),
+    /// The TLS handshake with the client failed.
+    TlsFailed => ("tls_failed", Client, "500", "500"),
+    /// The PROXY protocol header was missing or malformed.
+    ProxyHeader => ("proxy_header", Client, "400", "400"),
+    /// The first bytes a plugin or the SNI reader waited for never came.
+    PrereadTimeout => ("preread_timeout", Client, "200", "200"),
+    /// More first bytes than fit the preread buffer.
+    PrereadOverflow => ("preread_overflow", Client, "400", "400"),
+    /// A limit on sessions or descriptors of the process was reached.
+    Limit => ("limit", Gateway, "500", "500"),
+    /// The gateway was stopping and its drain time was over.
+    Drained => ("drained", Gateway, "200", "200"),
+    /// The system refused what should have worked; the log has the error.
+    Internal => ("internal", Gateway, "500", "500"),
+}
+
+impl End {
+    /// How many endings there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// The place in arrays of counters.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Reports whether an operator would call it normal: nobody has to look.
+    #[must_use]
+    pub fn is_normal(self) -> bool {
+        matches!(self, Self::ClientClosed | Self::UpstreamClosed)
+    }
+}
+
+/// Bytes moved by a session, seen from the client.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Traffic {
+    /// From the client to the upstream.
+    pub received: u64,
+    /// From the upstream to the client.
+    pub sent: u64,
+}
+
+/// One finished session.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The client and what it asked for.
+    pub inbound: Inbound,
+    /// The listen as written in config.yaml.
+    pub listen: Arc<str>,
+    /// Id of the matched stream_route.
+    pub route: Option<Arc<str>>,
+    /// Id of the upstream (for one written inside a route or service: that object's id).
+    pub upstream: Option<Arc<str>>,
+    /// `host:port` of the node last tried.
+    pub node: Option<Arc<str>>,
+    /// Why it ended.
+    pub end: End,
+    /// What the label alone does not say: the missing id, the plugin, the system's error.
+    pub detail: Option<Box<str>>,
+    /// Bytes both ways.
+    pub traffic: Traffic,
+    /// Attempts to reach a node.
+    pub attempts: u32,
+    /// Time to connect, of the attempt that worked.
+    pub connect: Option<Duration>,
+    /// From accept to close.
+    pub duration: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_and_indexes_are_one_to_one() {
+        for (index, end) in End::ALL.iter().enumerate() {
+            assert_eq!(end.index(), index, "{}", end.label());
+            assert_eq!(End::ALL.iter().filter(|other| other.label() == end.label()).count(), 1);
+        }
+    }
+
+    #[test]
+    fn variables_are_those_of_the_session() {
+        let inbound =
+            Inbound::new(Transport::Tcp, "10.0.0.1:5000".parse().unwrap(), "[::1]:9100".parse().unwrap());
+        let value = |name| inbound.variable(name).map(Cow::into_owned);
+        assert_eq!(value("remote_addr").as_deref(), Some("10.0.0.1"));
+        assert_eq!(value("server_addr").as_deref(), Some("::1"));
+        assert_eq!(value("server_port").as_deref(), Some("9100"));
+        assert_eq!(value("mqtt_client_id"), None);
+        assert_eq!(value("uri"), None);
+    }
+}
