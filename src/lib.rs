@@ -13,12 +13,17 @@
 //! - [`matcher`] connection to rule; [`balance`] session to node; [`plugin`] what runs between
 //! - [`store`] the last good version of every object
 //! - [`snapshot`] the immutable state that sessions are routed by
+//! - [`metrics`] what a node counts; [`admin`] its pages over HTTP; [`log`] a line for each ending
+//!   somebody has to look at
 
 pub mod addr;
+pub mod admin;
 pub mod balance;
 pub mod config;
 pub mod live;
+pub mod log;
 pub mod matcher;
+pub mod metrics;
 pub mod plugin;
 pub mod resource;
 pub mod session;

@@ -5,6 +5,11 @@
 //! itself and touch atomics alone. An entry whose object is gone lives until its last session ends.
 //! No I/O, no clock.
 
+pub mod listen_stats;
+pub mod node_state;
+pub mod series;
+pub mod totals;
+
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -154,6 +159,12 @@ impl<K: Eq + Hash, V> Registry<K, V> {
         let value = Arc::new(make());
         entries.insert(key, Arc::downgrade(&value));
         value
+    }
+
+    /// The entries that somebody holds, in no order.
+    pub fn held(&self) -> Vec<Arc<V>> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.values().filter_map(Weak::upgrade).collect()
     }
 
     /// Forgets keys that nobody holds any more.

@@ -217,6 +217,11 @@ pub struct Outcome {
     pub inbound: Inbound,
     /// The listen as written in config.yaml.
     pub listen: Arc<str>,
+    /// The address of that listen with its port: the `listen_addr` label of `apisix_stream_status`.
+    pub listen_addr: Arc<str>,
+    /// The `route` label of the `apisix_stream_*` series: set where the route carries the prometheus
+    /// plugin, and only then does the session count there.
+    pub apisix_label: Option<Arc<str>>,
     /// Id of the matched stream_route.
     pub route: Option<Arc<str>>,
     /// Id of the upstream (for one written inside a route or service: that object's id).
@@ -225,6 +230,8 @@ pub struct Outcome {
     pub node: Option<Arc<str>>,
     /// Why it ended.
     pub end: End,
+    /// The code a plugin refused with, where one did.
+    pub denied: Option<u16>,
     /// What the label alone does not say: the missing id, the plugin, the system's error.
     pub detail: Option<Box<str>>,
     /// Bytes both ways.
@@ -235,6 +242,22 @@ pub struct Outcome {
     pub connect: Option<Duration>,
     /// From accept to close.
     pub duration: Duration,
+}
+
+impl Outcome {
+    /// The `code` label of `apisix_stream_status`. A plugin's own code is shown where it is one of
+    /// nginx's five, else by its class (`apisix/plugins/prometheus/exporter.lua:265`).
+    #[must_use]
+    pub fn apisix_code(&self) -> &'static str {
+        match self.denied {
+            None => self.end.apisix_code(),
+            Some(403) => "403",
+            Some(502) => "502",
+            Some(503) => "503",
+            Some(400..500) => "400",
+            Some(_) => "500",
+        }
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,9 @@ use crate::balance::Pool;
 use crate::live::Stats;
 use crate::matcher::{Matcher, Query};
 use crate::plugin::Plugin;
+use crate::resource::Kind;
 use crate::session::{End, Inbound};
+use crate::store::Rejected;
 
 /// A stream_route as sessions see it: merged with its service.
 #[derive(Debug)]
@@ -30,6 +32,27 @@ pub struct Route {
     pub plugins: Arc<[Plugin]>,
     /// On a mixed listen: forward undecrypted.
     pub tls_passthrough: bool,
+}
+
+impl Route {
+    /// The `route` label of its `apisix_stream_*` series; `None` without the prometheus plugin.
+    #[must_use]
+    pub fn apisix_label(&self) -> Option<&Arc<str>> {
+        self.plugins.iter().find_map(|plugin| match plugin {
+            Plugin::Prometheus { prefer_name: true } => Some(self.name.as_ref().unwrap_or(&self.id)),
+            Plugin::Prometheus { prefer_name: false } => Some(&self.id),
+            Plugin::Unbuilt { .. } => None,
+        })
+    }
+}
+
+/// A stream_route that is served, but not all of it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Degraded {
+    /// Its id.
+    pub route: Arc<str>,
+    /// What is missing: a sentence for the operator.
+    pub why: Arc<str>,
 }
 
 /// Where the sessions of a route go.
@@ -51,7 +74,11 @@ pub struct Snapshot {
     /// The revision it was built at.
     pub revision: i64,
     matcher: Matcher<Arc<Route>>,
+    routes: Vec<Arc<Route>>,
     pools: BTreeMap<Arc<str>, Arc<Pool>>,
+    rejected: Arc<[Rejected]>,
+    degraded: Vec<Degraded>,
+    loaded: BTreeMap<Kind, (usize, i64)>,
 }
 
 impl Snapshot {
@@ -61,6 +88,40 @@ impl Snapshot {
         let query =
             Query { client: inbound.client.ip(), server: inbound.server, sni: inbound.sni.as_deref() };
         self.matcher.find(&query)
+    }
+
+    /// Every route, in the order they are tried.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> + Clone {
+        self.routes.iter()
+    }
+
+    /// Every pool: those of upstreams, and those written inside routes and services.
+    pub fn pools(&self) -> impl Iterator<Item = &Arc<Pool>> + Clone {
+        self.pools.values()
+    }
+
+    /// What was not taken, and why.
+    #[must_use]
+    pub fn rejected(&self) -> &[Rejected] {
+        &self.rejected
+    }
+
+    /// Routes that are served only in part.
+    #[must_use]
+    pub fn degraded(&self) -> &[Degraded] {
+        &self.degraded
+    }
+
+    /// How many objects of a kind are loaded.
+    #[must_use]
+    pub fn loaded(&self, kind: Kind) -> usize {
+        self.loaded.get(&kind).map_or(0, |(count, _)| *count)
+    }
+
+    /// The highest modification revision among the objects of a kind; 0 where there is none.
+    #[must_use]
+    pub fn modify_index(&self, kind: Kind) -> i64 {
+        self.loaded.get(&kind).map_or(0, |(_, revision)| *revision)
     }
 
     /// The pool of a route, or why there is none with the sentence for the log.

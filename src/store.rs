@@ -53,3 +53,18 @@ pub struct Batch {
     /// The revision after them; 0 where the source has none.
     pub revision: i64,
 }
+
+/// An object version that was not taken.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Rejected {
+    /// Which object.
+    pub key: Key,
+    /// The revision that was refused.
+    pub revision: i64,
+    /// A sentence for the operator.
+    pub reason: Arc<str>,
+    /// When this was first found, in milliseconds since 1970.
+    pub since_unix_ms: u64,
+    /// An earlier version of the object serves on.
+    pub previous_serves: bool,
+}
