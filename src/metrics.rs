@@ -128,9 +128,8 @@ impl Metrics {
         let builder = PrometheusBuilder::new();
         // Only an empty list of buckets is refused, and this one is not empty.
         let name = Matcher::Full("streamgate_snapshot_build_seconds".into());
-        let builder = builder
-            .set_buckets_for_metric(name, &BUILD_BUCKETS)
-            .unwrap_or_else(|_| PrometheusBuilder::new());
+        let builder =
+            builder.set_buckets_for_metric(name, &BUILD_BUCKETS).unwrap_or_else(|_| PrometheusBuilder::new());
         let recorder = builder.build_recorder();
         let build_info = "streamgate_build_info";
         Gauge::describe(&recorder, build_info, Unit::Count, "1, with the version of the program");

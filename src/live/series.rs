@@ -35,9 +35,9 @@ impl<K> Default for Series<K> {
 
 impl<K: Clone + Eq + Hash> Series<K> {
     /// Counts one.
-    pub fn count(&self, key: K) {
-        let Some(shard) = self.shard(&key) else { return };
-        if let Some(counter) = shard.load().get(&key) {
+    pub fn count(&self, key: &K) {
+        let Some(shard) = self.shard(key) else { return };
+        if let Some(counter) = shard.load().get(key) {
             counter.fetch_add(1, Relaxed);
             return;
         }
@@ -47,10 +47,10 @@ impl<K: Clone + Eq + Hash> Series<K> {
             map.entry(key.clone()).or_insert_with(|| counter.clone());
             map
         });
-        if !before.contains_key(&key) {
+        if !before.contains_key(key) {
             self.len.fetch_add(1, Relaxed);
         }
-        if let Some(counter) = shard.load().get(&key) {
+        if let Some(counter) = shard.load().get(key) {
             counter.fetch_add(1, Relaxed);
         }
     }
@@ -118,7 +118,7 @@ mod tests {
     fn counts_reads_in_order_and_forgets() {
         let series = Series::default();
         for key in [3_u32, 1, 3, 2, 3] {
-            series.count(key);
+            series.count(&key);
         }
         assert_eq!(series.read(), [(1, 1), (2, 1), (3, 3)]);
         series.retain(|key| *key != 2);
@@ -130,7 +130,7 @@ mod tests {
         let series = Series::default();
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (0..2000_u32).for_each(|i| series.count(i % 300)));
+                scope.spawn(|| (0..2000_u32).for_each(|i| series.count(&(i % 300))));
             }
         });
         assert_eq!(series.len(), 300);

@@ -131,9 +131,9 @@ fn count<K: Clone + Eq + std::hash::Hash>(
     let labels = extra.len();
     let wanted = key(extra);
     if labels > 0 && series.len() >= MAX_EXTRA_SERIES && !series.contains(&wanted) {
-        series.count(key((0..labels).map(|_| Box::default()).collect()));
+        series.count(&key((0..labels).map(|_| Box::default()).collect()));
     } else {
-        series.count(wanted);
+        series.count(&wanted);
     }
 }
 
@@ -185,12 +185,11 @@ mod tests {
         totals.record(&Outcome { denied: Some(403), ..outcome(End::PluginDenied) });
         totals.record(&Outcome { denied: Some(429), ..outcome(End::PluginDenied) });
         let code = End::NoNode.apisix_code();
-        check(&totals, &[("r1", 4)], &[
-            ("200", "10.1.0.1:80", 1),
-            ("400", "", 1),
-            ("403", "", 1),
-            (code, "", 1),
-        ]);
+        check(
+            &totals,
+            &[("r1", 4)],
+            &[("200", "10.1.0.1:80", 1), ("400", "", 1), ("403", "", 1), (code, "", 1)],
+        );
     }
 
     #[test]
