@@ -4,11 +4,15 @@
 //! bits of a network are ignored (`apisix/core/ip.lua:54`, lua-resty-ipmatcher 0.6.1), and a node key
 //! is cut into host and port as `apisix/core/utils.lua:146` does it. Pure: no I/O, no clock.
 
+mod prefix_map;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
+
+pub use prefix_map::PrefixMap;
 
 /// A set of addresses: one address or one network. Host bits are cut off, so that
 /// `10.1.2.3/24` and `10.1.2.0/24` are equal.
