@@ -1,12 +1,29 @@
 //! Which node of an upstream gets a session.
+//!
+//! Nodes are grouped by priority; a lower group is used when the higher one yields nothing. Within a
+//! group, nodes of weight 0 take sessions only when health checks leave no node with a weight. Nodes
+//! that a session tried before are skipped. A node that is alone is always used, as in APISIX's fast
+//! path (`apisix/balancer.lua:250`), unless the balancer is `least_conn`.
+//!
+//! All workers share one state behind one lock a set of nodes, so that turns and counts are those of
+//! the whole process (APISIX: of each worker). Sessions in flight are counted in [`Stats`], which
+//! outlive the pool: a changed upstream goes on with the counts it has.
+
+mod ring;
+mod set;
+mod template;
+mod turns;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::live::InFlightGuard;
 use crate::live::Stats;
-use crate::resource::{Balancer, Scheme, Timeouts};
+use crate::resource::{Balancer, HashKey, Scheme, Timeouts};
 use crate::session::Inbound;
+use set::{Method, Set};
+pub use template::Template;
 
 /// A node that can be dialled.
 #[derive(Clone, Debug)]
@@ -45,12 +62,35 @@ pub struct Pool {
     /// How to try and dial.
     pub settings: PoolSettings,
     nodes: Vec<PoolNode>,
+    /// Highest priority first.
+    groups: Vec<Group>,
+    /// What chash hashes; none for the others.
+    key: Option<Key>,
+    /// A node that is alone is used whatever its state.
+    single: bool,
+    degraded: Option<String>,
+}
+
+/// The nodes of one priority.
+#[derive(Debug)]
+struct Group {
+    weighted: Set,
+    /// Those of weight 0, which count as equal.
+    spare: Set,
+}
+
+/// What chash hashes.
+#[derive(Debug)]
+enum Key {
+    Variable(Box<str>),
+    Template(Template),
+    Client,
 }
 
 /// The nodes a session has tried, by index in its pool.
 #[derive(Clone, Debug, Default)]
 pub struct Tried {
-    nodes: Vec<usize>,
+    words: Vec<u64>,
 }
 
 /// A chosen node. Dropping it ends its session in the balancer's counts.
@@ -58,10 +98,12 @@ pub struct Tried {
 pub struct Picked {
     /// The node.
     pub node: PoolNode,
+    _in_flight: InFlightGuard,
 }
 
 impl Pool {
-    /// A pool of these nodes. `seed` decides where a round begins.
+    /// A pool of these nodes, of which no two have the same label. `seed` decides where a round
+    /// begins.
     #[must_use]
     pub fn new(
         id: Arc<str>,
@@ -70,8 +112,20 @@ impl Pool {
         nodes: Vec<PoolNode>,
         seed: u64,
     ) -> Self {
-        let _ = (balancer, seed);
-        Self { id, settings, nodes }
+        let method = match balancer {
+            Balancer::RoundRobin | Balancer::Ewma | Balancer::Unknown(_) => Method::Turns,
+            Balancer::Chash(_) => Method::Hash,
+            Balancer::LeastConn => Method::Fewest,
+        };
+        let mut priorities: Vec<i64> = nodes.iter().map(|node| node.priority).collect();
+        priorities.sort_unstable_by(|a, b| b.cmp(a));
+        priorities.dedup();
+        let groups: Vec<_> =
+            priorities.into_iter().map(|priority| Group::new(&nodes, priority, method, seed)).collect();
+        let coarse = groups.iter().any(|group| group.weighted.is_coarse());
+        let single = nodes.len() == 1 && method != Method::Fewest;
+        let degraded = degraded(balancer, coarse);
+        Self { id, settings, nodes, groups, key: Key::of(balancer), single, degraded }
     }
 
     /// The nodes in their configured order.
@@ -80,17 +134,128 @@ impl Pool {
         &self.nodes
     }
 
+    /// What the balancer does otherwise than configured, as a sentence for the operator.
+    #[must_use]
+    pub fn degraded(&self) -> Option<&str> {
+        self.degraded.as_deref()
+    }
+
     /// The node for a session that tried `tried` in vain, which is noted there.
-    /// `usable` tells which nodes health checks let through; where none is, all are used.
+    /// `usable` tells which nodes health checks let through; where none is, all are used. It is asked
+    /// with the balancer's lock held: it must be quick and not pick.
+    ///
+    /// `None` where every node was tried; a node that is alone is given again and again, as APISIX
+    /// does, so callers count attempts.
     pub fn pick(
         &self,
         inbound: &Inbound,
         usable: impl Fn(&PoolNode) -> bool,
         tried: &mut Tried,
     ) -> Option<Picked> {
-        let _ = (inbound, usable);
-        let index = (0..self.nodes.len()).find(|index| !tried.nodes.contains(index))?;
-        tried.nodes.push(index);
-        Some(Picked { node: self.nodes[index].clone() })
+        if self.single {
+            tried.note(0);
+            return self.nodes.first().map(Picked::new);
+        }
+        let filtered = self.nodes.iter().any(&usable);
+        let healthy = |index: usize| !filtered || self.nodes.get(index).is_some_and(&usable);
+        let candidate = |index: usize| !tried.contains(index) && healthy(index);
+        let hash = self.key.as_ref().map_or(0, |key| key.hash(inbound));
+        let (index, picked) = self.groups.iter().find_map(|group| {
+            let set = if group.weighted.members().any(healthy) { &group.weighted } else { &group.spare };
+            set.pick(&self.nodes, candidate, hash)
+        })?;
+        tried.note(index);
+        Some(picked)
     }
 }
+
+impl Group {
+    fn new(nodes: &[PoolNode], priority: i64, method: Method, seed: u64) -> Self {
+        let members = (0..).zip(nodes).filter(|(_, node)| node.priority == priority);
+        let (weighted, spare): (Vec<_>, Vec<_>) =
+            members.map(|(index, node)| (index, node.weight)).partition(|(_, weight)| *weight > 0);
+        let spare: Vec<_> = spare.into_iter().map(|(index, _)| (index, 1)).collect();
+        Self {
+            weighted: Set::new(nodes, &weighted, method, seed),
+            spare: Set::new(nodes, &spare, method, seed),
+        }
+    }
+}
+
+impl Key {
+    fn of(balancer: &Balancer) -> Option<Self> {
+        let Balancer::Chash(key) = balancer else { return None };
+        Some(match key {
+            HashKey::Variable(name) => Self::Variable(name.clone()),
+            HashKey::Template(text) => Self::Template(Template::new(text)),
+            HashKey::Nothing => Self::Client,
+        })
+    }
+
+    /// The hash of what the key is for this session; of the client's address where it is nothing
+    /// (`apisix/balancer/chash.lua:31`). An empty value is a value.
+    fn hash(&self, inbound: &Inbound) -> u32 {
+        let value = match self {
+            Self::Variable(name) if &**name != "remote_addr" => inbound.variable(name),
+            Self::Variable(_) | Self::Client => None,
+            Self::Template(template) => {
+                let (text, resolved) = template.render(|name| inbound.variable(name));
+                (resolved > 0).then(|| text.into())
+            }
+        };
+        value.map_or_else(|| ring::hash_of(inbound.client_ip()), ring::hash_of)
+    }
+}
+
+impl Tried {
+    /// How many nodes there are in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// Reports whether no node was tried yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn contains(&self, index: usize) -> bool {
+        self.words.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
+    }
+
+    fn note(&mut self, index: usize) {
+        let at = index / 64;
+        if self.words.len() <= at {
+            self.words.resize(at + 1, 0);
+        }
+        self.words[at] |= 1 << (index % 64);
+    }
+}
+
+impl Picked {
+    fn new(node: &PoolNode) -> Self {
+        Self { node: node.clone(), _in_flight: node.stats.assign() }
+    }
+}
+
+fn degraded(balancer: &Balancer, coarse: bool) -> Option<String> {
+    match balancer {
+        Balancer::Ewma => {
+            Some("type ewma is not built into this version; sessions are spread by roundrobin".into())
+        }
+        Balancer::Unknown(name) => Some(format!(
+            "type `{name}` is no balancer, APISIX fails every session of it; sessions are spread by roundrobin; \
+             set roundrobin, chash or least_conn"
+        )),
+        Balancer::Chash(_) if coarse => Some(
+            "the weights make a hash ring too large, keys are placed otherwise than by APISIX; \
+             divide the weights of all nodes"
+                .into(),
+        ),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

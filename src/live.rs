@@ -64,6 +64,7 @@ impl Histogram {
 pub struct Stats {
     ended: [AtomicU64; End::COUNT],
     active: AtomicU64,
+    in_flight: AtomicU64,
     received: AtomicU64,
     sent: AtomicU64,
     /// Time to connect to a node, of attempts that worked.
@@ -77,6 +78,7 @@ impl Default for Stats {
         Self {
             ended: std::array::from_fn(|_| AtomicU64::new(0)),
             active: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             connect: Histogram::new(&CONNECT_BUCKETS),
@@ -97,6 +99,20 @@ impl Stats {
     #[must_use]
     pub fn active(&self) -> u64 {
         self.active.load(Relaxed)
+    }
+
+    /// Counts in a session that was given this node, connected or not yet; the guard counts it out.
+    #[must_use]
+    pub fn assign(self: &Arc<Self>) -> InFlightGuard {
+        self.in_flight.fetch_add(1, Relaxed);
+        InFlightGuard(self.clone())
+    }
+
+    /// Sessions that were given this node and have not ended or moved on to another: what
+    /// `least_conn` compares. It lives here, and not in a pool, to survive changes of the upstream.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Relaxed)
     }
 
     /// Counts one ending.
@@ -134,6 +150,16 @@ pub struct ActiveGuard(Arc<Stats>);
 impl Drop for ActiveGuard {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Holds a session in [`Stats::in_flight`] until dropped.
+#[derive(Debug)]
+pub struct InFlightGuard(Arc<Stats>);
+
+impl Drop for InFlightGuard {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
     }
 }
 

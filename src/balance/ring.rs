@@ -1,0 +1,96 @@
+//! The ring of consistent hashing, bit for bit that of lua-resty-balancer 0.05.
+//!
+//! Each node has 160 points for each unit of its weight after division by the greatest common
+//! divisor. The n-th point of a node is the CRC-32 of its id (`host:port` with a zero byte for every
+//! colon) and the point before it, four bytes little-endian, the first of which is zero
+//! (`resty/chash.lua:90`, `chash.c`).
+
+use std::fmt::Write as _;
+
+use super::PoolNode;
+
+/// Points for each unit of weight.
+const POINTS: u32 = 160;
+/// Points in all before weights are made coarser: 32 MiB.
+const MOST_POINTS: u64 = 4 << 20;
+
+/// The points of a set of nodes, ascending.
+#[derive(Debug)]
+pub(super) struct Ring {
+    points: Box<[(u32, u32)]>,
+}
+
+impl Ring {
+    /// The ring of `members` with the weights given. Also reports whether the weights had to be made
+    /// coarser to keep it within memory.
+    pub(super) fn new(nodes: &[PoolNode], members: &[(u32, u32)]) -> (Self, bool) {
+        let divisor = members.iter().fold(0, |divisor, (_, weight)| gcd(divisor, *weight)).max(1);
+        let units: u64 = members.iter().map(|(_, weight)| u64::from(weight / divisor)).sum();
+        let wanted = units * u64::from(POINTS);
+        let mut points = Vec::new();
+        for (index, weight) in members {
+            let count = u64::from(weight / divisor) * u64::from(POINTS);
+            let count = if wanted > MOST_POINTS {
+                (u128::from(count) * u128::from(MOST_POINTS) / u128::from(wanted)).max(1) as u64
+            } else {
+                count
+            };
+            if let Some(node) = nodes.get(*index as usize) {
+                points.extend(
+                    hashes(&node.label)
+                        .take(usize::try_from(count).unwrap_or(usize::MAX))
+                        .map(|hash| (hash, *index)),
+                );
+            }
+        }
+        points.sort_unstable();
+        (Self { points: points.into() }, wanted > MOST_POINTS)
+    }
+
+    /// The nodes in the order in which a key of this hash tries them; nodes come again and again.
+    pub(super) fn from(&self, hash: u32) -> impl Iterator<Item = usize> {
+        let start = self.points.partition_point(|(point, _)| *point < hash);
+        let (before, after) = self.points.split_at(start);
+        after.iter().chain(before).map(|(_, index)| *index as usize)
+    }
+}
+
+/// The points of a node without end.
+fn hashes(label: &str) -> impl Iterator<Item = u32> {
+    let mut base = crc32fast::Hasher::new();
+    for (index, part) in label.split(':').enumerate() {
+        base.update(if index > 0 { b"\0" } else { b"" });
+        base.update(part.as_bytes());
+    }
+    let mut previous = 0_u32;
+    std::iter::repeat_with(move || {
+        let mut point = base.clone();
+        point.update(&previous.to_le_bytes());
+        previous = point.finalize();
+        previous
+    })
+}
+
+/// The hash of what a value displays as.
+pub(super) fn hash_of(value: impl std::fmt::Display) -> u32 {
+    struct Sum(crc32fast::Hasher);
+
+    impl std::fmt::Write for Sum {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            self.0.update(text.as_bytes());
+            Ok(())
+        }
+    }
+
+    let mut sum = Sum(crc32fast::Hasher::new());
+    // Writing to a checksum cannot fail.
+    let _ = write!(sum, "{value}");
+    sum.0.finalize()
+}
+
+pub(super) fn gcd(mut a: u32, mut b: u32) -> u32 {
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
