@@ -1,9 +1,9 @@
 //! Which node of an upstream gets a session.
 //!
 //! Nodes are grouped by priority; a lower group is used when the higher one yields nothing. Within a
-//! group, nodes of weight 0 take sessions only when health checks leave no node with a weight. Nodes
-//! that a session tried before are skipped. A node that is alone is always used, as in APISIX's fast
-//! path (`apisix/balancer.lua:250`), unless the balancer is `least_conn`.
+//! group, nodes of weight 0 take sessions only when health checks leave no node with a weight (with
+//! chash: when no node has one). Nodes that a session tried before are skipped. A node that is alone is always used, as in APISIX's fast
+//! path (`apisix/balancer.lua:250`).
 //!
 //! All workers share one state behind one lock a set of nodes, so that turns and counts are those of
 //! the whole process (APISIX: of each worker). Sessions in flight are counted in [`Stats`], which
@@ -14,6 +14,7 @@ mod set;
 mod template;
 mod turns;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,8 +67,6 @@ pub struct Pool {
     groups: Vec<Group>,
     /// What chash hashes; none for the others.
     key: Option<Key>,
-    /// A node that is alone is used whatever its state.
-    single: bool,
     degraded: Option<String>,
 }
 
@@ -87,10 +86,10 @@ enum Key {
     Client,
 }
 
-/// The nodes a session has tried, by index in its pool.
+/// The nodes a session has tried, by label: it may go on in a newer pool of the same upstream.
 #[derive(Clone, Debug, Default)]
 pub struct Tried {
-    words: Vec<u64>,
+    labels: BTreeSet<Arc<str>>,
 }
 
 /// A chosen node. Dropping it ends its session in the balancer's counts.
@@ -123,9 +122,8 @@ impl Pool {
         let groups: Vec<_> =
             priorities.into_iter().map(|priority| Group::new(&nodes, priority, method, seed)).collect();
         let coarse = groups.iter().any(|group| group.weighted.is_coarse());
-        let single = nodes.len() == 1 && method != Method::Fewest;
         let degraded = degraded(balancer, coarse);
-        Self { id, settings, nodes, groups, key: Key::of(balancer), single, degraded }
+        Self { id, settings, nodes, groups, key: Key::of(balancer), degraded }
     }
 
     /// The nodes in their configured order.
@@ -152,20 +150,26 @@ impl Pool {
         usable: impl Fn(&PoolNode) -> bool,
         tried: &mut Tried,
     ) -> Option<Picked> {
-        if self.single {
-            tried.note(0);
-            return self.nodes.first().map(Picked::new);
-        }
-        let filtered = self.nodes.iter().any(&usable);
-        let healthy = |index: usize| !filtered || self.nodes.get(index).is_some_and(&usable);
-        let candidate = |index: usize| !tried.contains(index) && healthy(index);
-        let hash = self.key.as_ref().map_or(0, |key| key.hash(inbound));
-        let (index, picked) = self.groups.iter().find_map(|group| {
-            let set = if group.weighted.members().any(healthy) { &group.weighted } else { &group.spare };
-            set.pick(&self.nodes, candidate, hash)
-        })?;
-        tried.note(index);
+        let picked = match &*self.nodes {
+            [alone] => Some(Picked::new(alone)),
+            nodes => self.choose(nodes, inbound, usable, tried),
+        }?;
+        tried.note(&picked.node);
         Some(picked)
+    }
+
+    fn choose(
+        &self,
+        nodes: &[PoolNode],
+        inbound: &Inbound,
+        usable: impl Fn(&PoolNode) -> bool,
+        tried: &Tried,
+    ) -> Option<Picked> {
+        let filtered = nodes.iter().any(&usable);
+        let healthy = |node: &PoolNode| !filtered || usable(node);
+        let candidate = |node: &PoolNode| !tried.contains(node) && healthy(node);
+        let hash = self.key.as_ref().map_or(0, |key| key.hash(inbound));
+        self.groups.iter().find_map(|group| group.set(nodes, healthy).pick(nodes, candidate, hash))
     }
 }
 
@@ -179,6 +183,16 @@ impl Group {
             weighted: Set::new(nodes, &weighted, method, seed),
             spare: Set::new(nodes, &spare, method, seed),
         }
+    }
+
+    /// The nodes that compete. APISIX builds the picker of healthy nodes alone, but the ring of chash
+    /// of all: there a node of weight 0 has no points whatever befalls the others
+    /// (`apisix/balancer.lua:131`).
+    fn set(&self, nodes: &[PoolNode], healthy: impl Fn(&PoolNode) -> bool) -> &Set {
+        let mut weighted = self.weighted.members(nodes);
+        let has_weight =
+            if self.weighted.is_ring() { weighted.next().is_some() } else { weighted.any(healthy) };
+        if has_weight { &self.weighted } else { &self.spare }
     }
 }
 
@@ -211,25 +225,21 @@ impl Tried {
     /// How many nodes there are in it.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.words.iter().map(|word| word.count_ones() as usize).sum()
+        self.labels.len()
     }
 
     /// Reports whether no node was tried yet.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.labels.is_empty()
     }
 
-    fn contains(&self, index: usize) -> bool {
-        self.words.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
+    fn contains(&self, node: &PoolNode) -> bool {
+        !self.labels.is_empty() && self.labels.contains(&node.label)
     }
 
-    fn note(&mut self, index: usize) {
-        let at = index / 64;
-        if self.words.len() <= at {
-            self.words.resize(at + 1, 0);
-        }
-        self.words[at] |= 1 << (index % 64);
+    fn note(&mut self, node: &PoolNode) {
+        self.labels.insert(node.label.clone());
     }
 }
 

@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -86,12 +88,13 @@ fn pool(upstream: &Value, known: &mut Known, seed: u64) -> Pool {
 }
 
 fn inbound(vars: &Value) -> Inbound {
-    let address = |name: &str, default: &str| vars[name].as_str().unwrap_or(default).parse().unwrap();
+    let address =
+        |name: &str, default: &str| vars[name].as_str().unwrap_or(default).parse::<IpAddr>().unwrap();
     let port = |name: &str| vars[name].as_str().map_or(0, |port| port.parse().unwrap());
     let client = (address("remote_addr", "127.0.0.1"), port("remote_port"));
     let server = (address("server_addr", "127.0.0.1"), port("server_port"));
     let mut inbound = Inbound::new(Transport::Tcp, client.into(), server.into());
-    inbound.mqtt_client_id = vars["mqtt_client_id"].as_str().filter(|id| !id.is_empty()).map(Into::into);
+    inbound.mqtt_client_id = vars["mqtt_client_id"].as_str().map(Into::into);
     inbound
 }
 
@@ -106,7 +109,13 @@ fn chash_picks_the_same_nodes() {
         let pool = pool(&case["upstream"], &mut Known::new(), 0);
         for test in case["tests"].as_array().unwrap() {
             let picked = pool.pick(&inbound(&test["vars"]), |_| true, &mut Tried::default()).unwrap();
-            assert_eq!(&*picked.node.label, test["node"].as_str().unwrap(), "{} with {}", case["id"], test["vars"]);
+            assert_eq!(
+                &*picked.node.label,
+                test["node"].as_str().unwrap(),
+                "{} with {}",
+                case["id"],
+                test["vars"]
+            );
         }
     }
 }
@@ -119,7 +128,8 @@ fn expected_attempts(test: &Value, order_fixed: bool) -> Vec<(String, i64)> {
         .collect();
     // Quirk 24: APISIX hands out tried nodes again where one of weight 0 is left.
     if test["repeats"] == true {
-        expected.dedup();
+        let mut seen = HashSet::new();
+        expected.retain(|(label, _)| seen.insert(label.clone()));
     }
     if !order_fixed {
         expected.iter_mut().for_each(|(label, _)| label.clear());
@@ -137,8 +147,10 @@ fn retries_go_through_the_same_nodes() {
             };
             let pool = pool(&case["upstream"], &mut Known::new(), 0);
             let mut tried = Tried::default();
-            let found = std::iter::from_fn(|| pool.pick(&inbound(&test["vars"]), |node| !down(node), &mut tried));
-            let label = |picked: &Picked| if order_fixed { picked.node.label.to_string() } else { String::new() };
+            let found =
+                std::iter::from_fn(|| pool.pick(&inbound(&test["vars"]), |node| !down(node), &mut tried));
+            let label =
+                |picked: &Picked| if order_fixed { picked.node.label.to_string() } else { String::new() };
             let found: Vec<_> = found.map(|picked| (label(&picked), picked.node.priority)).collect();
             assert_eq!(found, expected_attempts(test, order_fixed), "{} with {test}", case["id"]);
         }
@@ -154,19 +166,30 @@ fn counts(pool: &Pool, picks: u64) -> HashMap<String, u64> {
     counts
 }
 
+/// Both stay near the exact share: APISIX within the largest weight (divided by the greatest common
+/// divisor), as the vectors' README says; here within two picks.
 #[test]
 fn roundrobin_gives_the_same_shares() {
     for case in lines("balancer.jsonl", "roundrobin") {
         for seed in [0, 1, 7, 1_000_003, u64::MAX] {
             let pool = pool(&case["upstream"], &mut Known::new(), seed);
-            let found = counts(&pool, case["picks"].as_u64().unwrap());
-            for (label, least) in case["count_min"].as_object().unwrap() {
-                let found = found.get(label).copied().unwrap_or(0);
-                let (least, most) = (least.as_u64().unwrap(), case["count_max"][label].as_u64().unwrap());
-                // A round that 1000 is no multiple of ends elsewhere than APISIX's.
-                let slack = u64::from(least < most) + 1;
-                let bounds = least.saturating_sub(slack)..=if most == 0 { 0 } else { most + slack };
-                assert!(bounds.contains(&found), "{} {label} from seed {seed}: {found} of {bounds:?}", case["id"]);
+            let picks = case["picks"].as_u64().unwrap();
+            let found = counts(&pool, picks);
+            let total: u64 = pool.nodes().iter().map(|node| u64::from(node.weight)).sum();
+            for node in pool.nodes().iter().filter(|_| total > 0) {
+                let found = found.get(&*node.label).copied().unwrap_or(0);
+                let off = (found * total).abs_diff(picks * u64::from(node.weight));
+                assert!(off < 2 * total, "{} {} from seed {seed}: {found}", case["id"], node.label);
+                let seen = case["count_max"][&*node.label].as_u64().unwrap();
+                assert_eq!(found == 0, seen == 0, "{} {} from seed {seed}", case["id"], node.label);
+            }
+            if total == 0 {
+                let bounds = (found.values().min().unwrap(), found.values().max().unwrap());
+                assert!(
+                    bounds.1 - bounds.0 <= 1 && found.len() == pool.nodes().len(),
+                    "{} is uneven",
+                    case["id"]
+                );
             }
         }
     }
@@ -186,25 +209,49 @@ fn roundrobin_rounds_have_the_exact_shares() {
     }
 }
 
+/// A session of `least_conn`: the labels it knew when it began, what it tried, what it holds.
+struct Session {
+    own: HashSet<String>,
+    tried: Tried,
+    picked: Option<Picked>,
+}
+
+impl Session {
+    fn new(pool: &Pool) -> Self {
+        let own = pool.nodes().iter().map(|node| node.label.to_string()).collect();
+        Self { own, tried: Tried::default(), picked: None }
+    }
+
+    /// In APISIX a retry ranks by the present weights and counts, but among those nodes alone that the
+    /// upstream had when the session began, and one that began with a single node never gives up.
+    fn pick(&mut self, present: &Pool) -> Option<&str> {
+        // A session gives its node back before it asks for another.
+        self.picked = None;
+        if self.own.len() == 1 {
+            self.tried = Tried::default();
+        }
+        let known = |node: &PoolNode| self.own.contains(&*node.label);
+        let present_and_known = present.nodes().iter().any(known);
+        self.picked =
+            present.pick(&inbound(&Value::Null), known, &mut self.tried).filter(|_| present_and_known);
+        self.picked.as_ref().map(|picked| &*picked.node.label)
+    }
+}
+
 #[test]
 fn least_conn_picks_the_same_nodes() {
     for case in lines("balancer.jsonl", "least_conn") {
         let mut known = Known::new();
-        let mut present = Arc::new(pool(&case["upstream"], &mut known, 0));
-        let mut sessions: HashMap<u64, (Arc<Pool>, Tried, Option<Picked>)> = HashMap::new();
+        let mut present = pool(&case["upstream"], &mut known, 0);
+        let mut sessions: HashMap<u64, Session> = HashMap::new();
         for op in case["ops"].as_array().unwrap() {
             let id = op["session"].as_u64().unwrap_or(0);
             match op["op"].as_str().unwrap() {
-                "update" => present = Arc::new(pool(&op["upstream"], &mut known, 0)),
+                "update" => present = pool(&op["upstream"], &mut known, 0),
                 "release" => drop(sessions.remove(&id)),
                 _ => {
-                    let (pool, tried, picked) =
-                        sessions.entry(id).or_insert_with(|| (present.clone(), Tried::default(), None));
-                    // A session gives its node back before it asks for another.
-                    *picked = None;
-                    *picked = pool.pick(&inbound(&Value::Null), |_| true, tried);
-                    let found = picked.as_ref().map(|picked| &*picked.node.label);
-                    assert_eq!(found, op["node"].as_str(), "{} at {op}", case["id"]);
+                    let session = sessions.entry(id).or_insert_with(|| Session::new(&present));
+                    assert_eq!(session.pick(&present), op["node"].as_str(), "{} at {op}", case["id"]);
                 }
             }
         }

@@ -49,9 +49,13 @@ impl Set {
         Self { members: members.into(), state }
     }
 
-    /// The indexes of the members in the pool.
-    pub(super) fn members(&self) -> impl Iterator<Item = usize> {
-        self.members.iter().map(|(index, _)| *index as usize)
+    /// The members among the nodes of the pool.
+    pub(super) fn members<'a>(&self, nodes: &'a [PoolNode]) -> impl Iterator<Item = &'a PoolNode> {
+        self.members.iter().filter_map(|(index, _)| nodes.get(*index as usize))
+    }
+
+    pub(super) fn is_ring(&self) -> bool {
+        matches!(self.state, State::Ring { .. })
     }
 
     /// Reports whether weights had to be made coarser than configured.
@@ -59,51 +63,50 @@ impl Set {
         matches!(self.state, State::Ring { coarse: true, .. })
     }
 
-    /// One of the candidates, with its index in the pool. It is counted before the lock is given
-    /// back: no two workers choose by the same counts.
+    /// One of the candidates. It is counted before the lock is given back: no two workers choose by
+    /// the same counts.
     pub(super) fn pick(
         &self,
         nodes: &[PoolNode],
-        candidate: impl Fn(usize) -> bool,
+        candidate: impl Fn(&PoolNode) -> bool,
         hash: u32,
-    ) -> Option<(usize, Picked)> {
-        let taken = |index: usize| nodes.get(index).map(|node| (index, Picked::new(node)));
+    ) -> Option<Picked> {
+        let at = |index: usize| nodes.get(index).filter(|node| candidate(node));
         match &self.state {
             State::Turns(turns) => {
-                let index = turns.lock().unwrap_or_else(PoisonError::into_inner).next(candidate);
-                taken(index?)
+                let index =
+                    turns.lock().unwrap_or_else(PoisonError::into_inner).next(|index| at(index).is_some())?;
+                nodes.get(index).map(Picked::new)
             }
             // Without this, a ring of a million points would be walked to find nothing.
-            State::Ring { .. } if !self.members().any(&candidate) => None,
-            State::Ring { ring, .. } => taken(ring.from(hash).find(|index| candidate(*index))?),
+            State::Ring { .. } if !self.members(nodes).any(&candidate) => None,
+            State::Ring { ring, .. } => ring.from(hash).find_map(at).map(Picked::new),
             State::Fewest(start) => {
                 let mut start = start.lock().unwrap_or_else(PoisonError::into_inner);
-                let (place, index) = self.fewest(nodes, candidate, *start)?;
+                let (place, node) = self.fewest(at, *start)?;
                 *start = (place + 1) % self.members.len();
-                taken(index)
+                Some(Picked::new(node))
             }
         }
     }
 
-    /// The candidate of least (in flight + 1) / weight, the first from `start` among equals: its
-    /// place among the members and its index in the pool.
-    fn fewest(
+    /// The candidate of least (in flight + 1) / weight, the first from `start` among equals, with its
+    /// place among the members.
+    fn fewest<'a>(
         &self,
-        nodes: &[PoolNode],
-        candidate: impl Fn(usize) -> bool,
+        at: impl Fn(usize) -> Option<&'a PoolNode>,
         start: usize,
-    ) -> Option<(usize, usize)> {
+    ) -> Option<(usize, &'a PoolNode)> {
         let (before, after) = self.members.split_at_checked(start)?;
         let places = (start..).zip(after).chain((0..).zip(before));
-        let mut best: Option<(u128, u128, usize, usize)> = None;
+        let mut best: Option<(u128, u128, usize, &PoolNode)> = None;
         for (place, (index, weight)) in places {
-            let index = *index as usize;
-            let Some(node) = nodes.get(index).filter(|_| candidate(index)) else { continue };
+            let Some(node) = at(*index as usize) else { continue };
             let (load, weight) = (u128::from(node.stats.in_flight()) + 1, u128::from(*weight));
             if best.is_none_or(|(other, other_weight, ..)| load * other_weight < other * weight) {
-                best = Some((load, weight, place, index));
+                best = Some((load, weight, place, node));
             }
         }
-        best.map(|(.., place, index)| (place, index))
+        best.map(|(.., place, node)| (place, node))
     }
 }

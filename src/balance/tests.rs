@@ -59,10 +59,9 @@ fn check(balancer: &Balancer, weights: &[(u32, i64)], down: &str, tries: &[&str]
 
 #[test]
 fn a_node_alone_is_used_whatever_its_state() {
-    for balancer in [Balancer::RoundRobin, chash(), Balancer::Ewma] {
+    for balancer in [Balancer::RoundRobin, chash(), Balancer::LeastConn, Balancer::Ewma] {
         check(&balancer, &[(0, 0)], "A", &["AAAAA"]);
     }
-    check(&Balancer::LeastConn, &[(1, 0)], "", &["A"]);
     check(&Balancer::RoundRobin, &[], "", &[""]);
 }
 
@@ -70,7 +69,7 @@ fn a_node_alone_is_used_whatever_its_state() {
 fn weight_0_is_for_sets_without_weight() {
     for balancer in [Balancer::RoundRobin, chash(), Balancer::LeastConn] {
         check(&balancer, &[(1, 0), (0, 0)], "", &["A"]);
-        check(&balancer, &[(1, 0), (0, 0)], "A", &["B"]);
+        check(&balancer, &[(1, 0), (0, 0)], "A", if balancer == chash() { &[""] } else { &["B"] });
         check(&balancer, &[(0, 0), (0, 0)], "", &["AB", "BA"]);
         check(&balancer, &[(0, 1), (1, 0)], "", &["AB"]);
     }
@@ -122,6 +121,19 @@ fn least_conn_is_exact_over_workers() {
         );
         drop(held);
     });
+}
+
+#[test]
+fn a_session_goes_on_in_a_newer_pool() {
+    let nodes = nodes(&[(1, 0), (1, 0), (1, 0)]);
+    let mut tried = Tried::default();
+    let new =
+        |nodes: &[PoolNode]| Pool::new("u".into(), &Balancer::RoundRobin, settings(), nodes.to_vec(), 0);
+    let mut next =
+        |pool: &Pool| pool.pick(&inbound(), |_| true, &mut tried).map(|picked| picked.node.label.to_string());
+    assert_eq!(next(&new(&nodes)).as_deref(), Some("A"));
+    assert_eq!(next(&new(&nodes[..2])).as_deref(), Some("B"));
+    assert_eq!(next(&new(&nodes[..2])), None);
 }
 
 #[test]
