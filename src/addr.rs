@@ -5,6 +5,7 @@
 //! is cut into host and port as `apisix/core/utils.lua:146` does it. Pure: no I/O, no clock.
 
 mod prefix_map;
+mod apisix;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -5,10 +5,10 @@
 //! (`docs/architecture.md` says why, `tests/layers.rs` enforces it). Rows up to `snapshot` do no
 //! I/O, read no clock and spawn nothing.
 //!
-//! - [`addr`] networks and `host:port`; [`sni`] server names
+//! - [`addr`] networks and `host:port`; [`sni`] server names; [`number`] numbers as Lua reads them
 //! - [`session`] what is known of a client and how its session ended; [`live`] statistics that
 //!   outlive snapshots
-//! - [`config`] config.yaml
+//! - [`config`] config.yaml; [`expr`] filter expressions
 //! - [`resource`] stream_routes, upstreams, services, ssls: JSON to typed
 //! - [`matcher`] connection to rule; [`balance`] session to node; [`plugin`] what runs between
 //! - [`store`] the last good version of every object
@@ -20,10 +20,12 @@ pub mod addr;
 pub mod admin;
 pub mod balance;
 pub mod config;
+pub mod expr;
 pub mod live;
 pub mod log;
 pub mod matcher;
 pub mod metrics;
+pub mod number;
 pub mod plugin;
 pub mod resource;
 pub mod session;

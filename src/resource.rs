@@ -5,9 +5,27 @@
 //! comes out cannot be malformed any more. The rule for strictness: what a running APISIX serves is
 //! never refused whole; a bad node or an unknown plugin is dropped alone, with a warning.
 
+mod document;
+mod explain;
+pub mod keyring;
+mod misc;
+pub mod pem;
+mod plugins;
+mod rules;
+mod schema;
+mod service;
+mod shape;
+mod ssl;
+mod stream_route;
+mod upstream;
+mod validate;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use rules::{Parsed, Rejection, Rules};
+pub use validate::validate_line;
 
 use crate::addr::{Host, IpMatcher};
 use crate::sni::SniPattern;
@@ -168,6 +186,9 @@ pub struct PluginConf {
     pub disabled: bool,
     /// The plugin is in the list of enabled stream plugins; where not, APISIX ignores it.
     pub enabled: bool,
+    /// Why the configuration cannot be used: a plugin of a service under etcd, which APISIX does not
+    /// check before it fails each session (SG-001). It refuses every session of its routes.
+    pub broken: Option<Box<str>>,
 }
 
 /// What routes share.
@@ -310,10 +331,12 @@ pub struct Ssl {
     pub enabled: bool,
     /// Server names, lower-cased, without their final dot.
     pub snis: Vec<Box<str>>,
-    /// Certificate chain and key, PEM; the first is `cert` and `key`. References are not resolved yet.
+    /// Certificate chain and key; the first is `cert` and `key`. Plain PEM, decrypted, without what
+    /// surrounded it, and servable (`pem::servable`); a pair with a reference to a secret in either
+    /// half is as written and unchecked.
     pub pairs: Vec<(Box<str>, Box<str>)>,
-    /// CA and depth to verify clients with.
+    /// CAs (PEM, or a reference to a secret) and depth to verify clients with.
     pub client: Option<(Box<str>, u32)>,
-    /// `ssl_protocols`, where set.
+    /// `ssl_protocols`, where set and not empty.
     pub protocols: Option<Vec<Box<str>>>,
 }

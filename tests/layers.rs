@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The rows of the table, bottom up: a module may name modules of earlier rows only.
 const ROWS: &[&[&str]] = &[
+    &["number"],
     &["addr", "sni", "drain", "metrics"],
     &["session"],
     &["proxy_protocol", "live"],
@@ -21,7 +22,7 @@ const ROWS: &[&[&str]] = &[
 ];
 
 /// Rows below this one do no I/O and read no clock.
-const FIRST_ROW_WITH_IO: usize = 8;
+const FIRST_ROW_WITH_IO: usize = 9;
 
 fn row_of(module: &str) -> Option<usize> {
     ROWS.iter().position(|row| row.contains(&module))

@@ -1,0 +1,138 @@
+//! The `plugins` of a route or service (`stream_check_schema`, `apisix/plugin.lua:1258`).
+
+use serde_json::{Map, Value};
+
+use super::explain::{brief, distance, escaped};
+use super::rules::{Notes, Rejection, Rules};
+use super::{PluginConf, schema};
+use crate::addr::IpMatcher;
+use crate::expr::Expr;
+
+/// Whose plugins they are: APISIX checks those of a service in its HTTP part alone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Owner {
+    StreamRoute,
+    Service,
+}
+
+/// Checks all plugins, in the order written.
+pub(super) fn parse(
+    rules: &Rules,
+    plugins: Map<String, Value>,
+    owner: Owner,
+    notes: &mut Notes,
+) -> Result<Vec<PluginConf>, Rejection> {
+    plugins.into_iter().map(|(name, conf)| one(rules, name, conf, owner, notes)).collect()
+}
+
+/// Checks one plugin.
+pub(super) fn one(
+    rules: &Rules,
+    name: String,
+    mut conf: Value,
+    owner: Owner,
+    notes: &mut Notes,
+) -> Result<PluginConf, Rejection> {
+    let at = format!("/plugins/{}", escaped(&name));
+    if !conf.is_object() && !conf.is_array() {
+        return Err(format!("{at} is {}; an object is allowed", brief(&conf)).into());
+    }
+    let enabled = rules.stream_plugins.iter().any(|plugin| **plugin == *name);
+    let disabled = conf.pointer("/_meta/disable") == Some(&Value::Bool(true));
+    let mut broken = None;
+    match rules.schemas.plugin(&name) {
+        _ if !enabled => unknown(rules, &name, &at, notes)?,
+        None => notes.warn(format!("{at}: this program has no plugin {name}; it is NOT ENFORCED")),
+        Some(schema) => match check(schema, &name, &mut conf, &at, notes) {
+            Ok(()) => schema.fill(&mut conf),
+            Err(mistakes) if disabled => {
+                notes.warn(format!("{} (accepted, because `_meta.disable` is set)", mistakes.join("; ")));
+            }
+            Err(mistakes) if owner == Owner::Service && !rules.standalone => {
+                let why = mistakes.join("; ");
+                notes.warn(format!(
+                    "{why} (APISIX does not check the plugins of a service; this one refuses every session)"
+                ));
+                broken = Some(why.into());
+            }
+            Err(mistakes) => return Err(mistakes.into()),
+        },
+    }
+    Ok(PluginConf { name: name.into(), conf: conf.into(), disabled, enabled, broken })
+}
+
+fn unknown(rules: &Rules, name: &str, at: &str, notes: &mut Notes) -> Result<(), Rejection> {
+    let near = rules.stream_plugins.iter().find(|known| distance(name, known) <= 2);
+    let hint = near.map(|known| format!("; did you mean `{known}`?")).unwrap_or_default();
+    let sentence = format!("{at}: plugin {name} is not among the enabled stream_plugins of config.yaml{hint}");
+    if rules.standalone {
+        return Err(sentence.into());
+    }
+    notes.warn(format!("{sentence} (ignored, as in APISIX)"));
+    Ok(())
+}
+
+/// The plugin's own check: its schema, then what it does in code.
+fn check(
+    schema: &schema::Schema,
+    name: &str,
+    conf: &mut Value,
+    at: &str,
+    notes: &mut Notes,
+) -> Result<(), Vec<String>> {
+    schema.check(conf, at)?;
+    match name {
+        "ip-restriction" => networks(conf, at)?,
+        "traffic-split" => matches(conf, at, notes)?,
+        _ => {}
+    }
+    if let Some(filter) = conf.pointer("/_meta/filter") {
+        // APISIX compiles it at the first session, logs the failure and runs the plugin.
+        match Expr::compile(filter) {
+            Err(error) => notes.warn(format!(
+                "{at}/_meta/filter{}: {error}; the plugin runs on every session",
+                error.path
+            )),
+            Ok(expr) => dead_patterns(&expr, &format!("{at}/_meta/filter"), notes),
+        }
+    }
+    Ok(())
+}
+
+/// The schema lets references pass; the list cannot hold one (APISIX raises there).
+fn networks(conf: &Value, at: &str) -> Result<(), Vec<String>> {
+    let lists = ["whitelist", "blacklist"].into_iter();
+    let lists = lists.filter_map(|name| Some((name, conf.get(name)?.as_array()?)));
+    let entries = lists.flat_map(|(name, list)| list.iter().enumerate().map(move |(i, entry)| (name, i, entry)));
+    let mistakes: Vec<String> = entries
+        .filter_map(|(name, i, entry)| {
+            let error = IpMatcher::parse_apisix(entry.as_str()?).err()?;
+            Some(format!("{at}/{name}/{i}: {error}"))
+        })
+        .collect();
+    if mistakes.is_empty() { Ok(()) } else { Err(mistakes) }
+}
+
+fn matches(conf: &Value, at: &str, notes: &mut Notes) -> Result<(), Vec<String>> {
+    let list = |value: &Value, name: &str| value.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
+    for (i, rule) in list(conf, "rules").iter().enumerate() {
+        for (j, entry) in list(rule, "match").iter().enumerate() {
+            let at = format!("{at}/rules/{i}/match/{j}");
+            let Some(vars) = entry.get("vars") else {
+                return Err(vec![format!("{at} lacks `vars`: a list of conditions")]);
+            };
+            let expr =
+                Expr::compile(vars).map_err(|error| vec![format!("{at}/vars{}: {error}", error.path)])?;
+            dead_patterns(&expr, &format!("{at}/vars"), notes);
+        }
+    }
+    Ok(())
+}
+
+fn dead_patterns(expr: &Expr, at: &str, notes: &mut Notes) {
+    for pattern in expr.dead_patterns() {
+        notes.warn(format!(
+            "{at}: the pattern {pattern:?} does not compile and never matches; look-around and back references are not supported"
+        ));
+    }
+}

@@ -1,0 +1,87 @@
+//! stream_routes (`apisix/stream/router/ip_port.lua:206`).
+
+use std::sync::Arc;
+
+use super::document::Document;
+use super::plugins::{self, Owner};
+use super::rules::{Notes, Rejection, Rules};
+use super::{Protocol, StreamRoute, upstream};
+use crate::addr::IpMatcher;
+use crate::sni::SniPattern;
+use serde_json::Value;
+
+pub(super) fn parse(
+    rules: &Rules,
+    id: &Arc<str>,
+    mut value: Value,
+    notes: &mut Notes,
+) -> Result<StreamRoute, Rejection> {
+    rules.schemas.stream_route.check(&mut value, "")?;
+    let mut fields = Document::from(value);
+    let plugins =
+        plugins::parse(rules, fields.nested("plugins").into_fields(), Owner::StreamRoute, notes)?;
+    let remote_addr = address(&fields, "remote_addr", notes)?;
+    let server_addr = address(&fields, "server_addr", notes)?;
+    let protocol = match fields.take("protocol") {
+        Some(protocol) => Some(xrpc(rules, Document::from(protocol))?),
+        None => None,
+    };
+    let inline = fields.take("upstream");
+    let owner = format!("the upstream of stream_route {id}");
+    Ok(StreamRoute {
+        id: Arc::clone(id),
+        name: fields.boxed("name"),
+        remote_addr,
+        server_addr,
+        server_port: fields.number("server_port").and_then(upstream::port),
+        snis: snis(&fields, notes),
+        tls_passthrough: fields.truth("tls_passthrough"),
+        upstream: inline.map(|inline| Arc::new(upstream::inline(rules, inline.into(), &owner, notes))),
+        upstream_id: fields.id("upstream_id"),
+        service_id: fields.id("service_id"),
+        plugins,
+        protocol,
+    })
+}
+
+/// The schema lets a reference to a secret pass; nothing resolves it and APISIX raises there.
+fn address(fields: &Document, name: &str, notes: &mut Notes) -> Result<Option<IpMatcher>, Rejection> {
+    let Some(text) = fields.text(name) else { return Ok(None) };
+    let matcher = IpMatcher::parse_apisix(text).map_err(|error| format!("/{name}: {error}"))?;
+    if text.contains(['\0', '\n']) {
+        notes.warn(format!("/{name} is {text:?}, which is read as {matcher}"));
+    }
+    Ok(Some(matcher))
+}
+
+/// `sni`, or `snis`; a bare `*` among `snis` asks for nothing (APISIX 3.19).
+fn snis(fields: &Document, notes: &mut Notes) -> Vec<SniPattern> {
+    let plural = fields.texts("snis");
+    if plural.contains(&"*") {
+        return Vec::new();
+    }
+    let mut patterns = Vec::with_capacity(1);
+    for text in fields.text("sni").into_iter().chain(plural) {
+        match text.parse::<SniPattern>().map_err(|error| error.to_string()) {
+            Ok(pattern) => patterns.push(pattern),
+            Err(error) => notes.unusable(format!("the server name {text:?} can never match: {error}")),
+        }
+    }
+    patterns
+}
+
+/// `apisix/stream/xrpc.lua:100`: the name has to be listed, with etcd too.
+fn xrpc(rules: &Rules, mut fields: Document) -> Result<Protocol, Rejection> {
+    let name = fields.boxed("name").unwrap_or_default();
+    if !rules.xrpc_protocols.contains(&name) {
+        return Err(format!(
+            "/protocol/name is {name:?}, which xrpc.protocols of config.yaml does not list (it lists: {})",
+            if rules.xrpc_protocols.is_empty() { "nothing".into() } else { rules.xrpc_protocols.join(", ") }
+        )
+        .into());
+    }
+    if let (Some(mut conf), Some(schema)) = (fields.take("conf"), rules.schemas.protocol(&name)) {
+        schema.check(&mut conf, "/protocol/conf")?;
+    }
+    Ok(Protocol { name, superior_id: fields.id("superior_id") })
+}
