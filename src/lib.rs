@@ -15,6 +15,7 @@
 //! - [`snapshot`] the immutable state that sessions are routed by
 //! - [`metrics`] what a node counts; [`admin`] its pages over HTTP; [`log`] a line for each ending
 //!   somebody has to look at
+//! - [`source`] changes of objects, from etcd or a file
 
 pub mod addr;
 pub mod admin;
@@ -31,4 +32,5 @@ pub mod resource;
 pub mod session;
 pub mod snapshot;
 pub mod sni;
+pub mod source;
 pub mod store;

@@ -9,6 +9,7 @@ pub mod listen_stats;
 pub mod node_state;
 pub mod series;
 pub mod totals;
+pub mod source_status;
 
 use std::collections::HashMap;
 use std::hash::Hash;
