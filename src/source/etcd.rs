@@ -20,7 +20,7 @@ use crate::store::Batch;
 use crate::store::Event;
 
 use self::auth::Token;
-use self::failure::Failure;
+use self::failure::{Failure, advise};
 use self::keys::{Position, Prefix};
 use self::list::{Listing, Reader};
 use self::pace::Pace;
@@ -105,7 +105,7 @@ impl Follower<'_> {
                 Err(Failure::Closed) => return,
                 Err(failure) => failure,
             };
-            let sentence = format!("etcd {host}: {}", self.explain(&failure));
+            let sentence = advise(format!("etcd {host}: {failure}"));
             self.forget(&failure);
             if logged.as_ref().is_none_or(|(text, at)| *text != sentence || at.elapsed() > REPEAT_LOG) {
                 tracing::warn!("{sentence}; the last state stands");
@@ -206,16 +206,6 @@ impl Follower<'_> {
             Failure::Token(_) | Failure::Refused(_) => self.token = None,
             Failure::Closed | Failure::Connection(_) => {}
         }
-    }
-
-    fn explain(&self, failure: &Failure) -> String {
-        let text = failure.to_string();
-        if !text.contains("permission denied") {
-            return text;
-        }
-        let (start, end) = (self.prefix.start(), self.prefix.end());
-        let who = self.config.auth.as_ref().map_or("the client", |(user, _)| user);
-        format!("{text}; {who} needs a role that may read the range {start} to {end}")
     }
 }
 

@@ -81,25 +81,7 @@ async fn dial(config: &EtcdConfig, target: &Target<'_>) -> Result<BoxStream, Str
     let tls = TlsConnector::from(tls::client_config(config)?);
     match tls.connect(server, stream).await {
         Ok(stream) => Ok(Box::new(stream)),
-        Err(error) => Err(format!("TLS handshake failed for {name}: {error}{}", tls_advice(&error))),
-    }
-}
-
-/// What the usual TLS failures ask of the operator.
-fn tls_advice(error: &io::Error) -> &'static str {
-    use rustls::{AlertDescription, CertificateError, Error};
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-        Some(Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
-            "; its CA is not in apisix.ssl.ssl_trusted_certificate"
-        }
-        Some(Error::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        )) => "; deployment.etcd.tls.sni sets the name to verify",
-        Some(Error::AlertReceived(
-            AlertDescription::CertificateRequired | AlertDescription::BadCertificate,
-        )) => "; etcd wants a client certificate, see deployment.etcd.tls.cert",
-        Some(Error::InvalidMessage(_)) => "; does this endpoint speak TLS?",
-        _ => "",
+        Err(error) => Err(format!("TLS handshake failed for {name}: {error}")),
     }
 }
 

@@ -68,10 +68,6 @@ impl Failure {
         if status.code() == Code::OutOfRange && message.contains("message length too large") {
             return Self::TooLarge(message.into());
         }
-        if message.contains("user name is empty") {
-            let advice = "set deployment.etcd.user and deployment.etcd.password";
-            return Self::Refused(format!("etcd asks for a user and none is configured; {advice}"));
-        }
         match status.code() {
             Code::PermissionDenied | Code::FailedPrecondition | Code::InvalidArgument => {
                 Self::Refused(format!("could not {request}: {message}"))
@@ -86,6 +82,27 @@ impl Failure {
 /// roles were changed since it was given.
 fn is_about_token(message: &str) -> bool {
     message.contains("invalid auth token") || message.contains("revision of auth store is old")
+}
+
+/// What a failure asks of the operator, by words of etcd and rustls. In TLS 1.3 a refused client
+/// certificate shows only when the first request is answered, deep inside other errors.
+const ADVICE: [(&str, &str); 8] = [
+    ("permission denied", "the user needs a role that may read below the prefix"),
+    ("user name is empty", "set deployment.etcd.user and deployment.etcd.password"),
+    ("UnknownIssuer", "its CA is not in apisix.ssl.ssl_trusted_certificate"),
+    ("BadSignature", "apisix.ssl.ssl_trusted_certificate holds another CA of that name"),
+    ("not valid for name", "deployment.etcd.tls.sni sets the name to verify"),
+    ("alert: BadCertificate", "etcd wants a client certificate; see deployment.etcd.tls.cert"),
+    ("alert: CertificateRequired", "etcd wants a client certificate; see deployment.etcd.tls.cert"),
+    ("corrupt message", "does this endpoint speak TLS?"),
+];
+
+/// `sentence`, with advice where there is some.
+pub(super) fn advise(sentence: String) -> String {
+    match ADVICE.iter().find(|(words, _)| sentence.contains(words)) {
+        Some((_, advice)) => format!("{sentence}; {advice}"),
+        None => sentence,
+    }
 }
 
 /// An error with its causes, each said once.
@@ -138,5 +155,12 @@ mod tests {
         assert!(matches!(Failure::from_cancel(7, ""), Failure::Position(_)));
         assert!(matches!(Failure::from_cancel(0, "etcdserver: permission denied"), Failure::Token(_)));
         assert!(matches!(Failure::from_cancel(0, "etcdserver: no leader"), Failure::Connection(_)));
+    }
+
+    #[test]
+    fn advice_follows_the_sentence() {
+        let advised = advise("received fatal alert: BadCertificate".into());
+        assert!(advised.ends_with("see deployment.etcd.tls.cert"), "{advised}");
+        assert_eq!(advise("connection refused".into()), "connection refused");
     }
 }
