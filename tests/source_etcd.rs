@@ -13,6 +13,7 @@ use std::time::Duration;
 use etcd::Etcd;
 use follow::{Follow, config};
 use proxy::Proxy;
+use streamgate::live::source_status::SourceStatus;
 use streamgate::store::Event;
 use tokio::time::Instant;
 
@@ -70,7 +71,7 @@ async fn status_tells_how_it_goes() {
     etcd.put("/apisix/stream_routes/1", "x").await;
     let mut follow = Follow::start(config([etcd.endpoint()]));
     follow.until("stream_routes/1", Some("x")).await;
-    follow.poll("reachable", |status| status.reachable()).await;
+    follow.poll("reachable", SourceStatus::reachable).await;
     let outside = etcd.put("/elsewhere", "x").await;
     let foreign = etcd.put("/apisix/routes/1", "x").await;
     follow.poll("applied revision", |status| status.applied_revision() == foreign).await;
@@ -83,7 +84,7 @@ async fn status_tells_how_it_goes() {
     follow.poll("unreachable", |status| !status.reachable()).await;
     assert!(follow.status.last_error().is_some_and(|error| error.sentence.contains(&etcd.endpoint())));
     etcd.restart().await;
-    follow.poll("reachable again", |status| status.reachable()).await;
+    follow.poll("reachable again", SourceStatus::reachable).await;
     assert_eq!(follow.status.last_error(), None);
     assert!(follow.status.reconnects() > 0);
 }
@@ -151,7 +152,6 @@ async fn a_compacted_history_means_a_full_read() {
 }
 
 /// Empties etcd while the source is away, then writes `writes` times; the source must notice.
-#[track_caller]
 async fn check_lost_history(token: Option<&str>, writes: usize) {
     let mut etcd = Etcd::start().await;
     for id in 0..5 {
@@ -226,7 +226,6 @@ async fn three_thousand_objects_in_one_burst() {
     }
     follow.until_count(3000).await;
     assert_eq!(follow.resyncs, 1);
-    // The full read has more than one page.
     let mut again = Follow::start(config([etcd.endpoint()]));
     again.until_count(3000).await;
     assert_eq!(again.state, follow.state);
@@ -262,7 +261,7 @@ async fn silence_is_noticed_and_nothing_is_lost() {
     etcd.put("/apisix/upstreams/1", "x").await;
     let mut follow = Follow::start(config([etcd.endpoint()]));
     follow.until("upstreams/1", Some("x")).await;
-    follow.poll("a watch", |status| status.reachable()).await;
+    follow.poll("a watch", SourceStatus::reachable).await;
     etcd.pause();
     follow.poll("the deadline", |status| !status.reachable()).await;
     etcd.resume();
@@ -276,7 +275,7 @@ async fn a_quiet_watch_stays() {
     let etcd = Etcd::start().await;
     let mut follow = Follow::start(config([etcd.endpoint()]));
     follow.batch().await;
-    follow.poll("reachable", |status| status.reachable()).await;
+    follow.poll("reachable", SourceStatus::reachable).await;
     let contact = |follow: &Follow| follow.status.contact_age(Instant::now().into_std()).unwrap();
     let longer_than_silence = Instant::now() + 2 * follow::TIMING.silence;
     while Instant::now() < longer_than_silence {

@@ -63,7 +63,7 @@ impl Follow {
     }
 
     /// Nothing is sent.
-    async fn quiet(&mut self) {
+    fn quiet(&mut self) {
         assert!(self.batches.try_recv().is_err());
     }
 }
@@ -125,7 +125,7 @@ async fn a_bad_file_changes_nothing_and_says_where() {
     fs::write(&path, b"\xff#END").unwrap();
     follow.error(&["not UTF-8"]).await;
     assert!(follow.status.reachable());
-    follow.quiet().await;
+    follow.quiet();
     fs::write(&path, yaml(&["c"])).unwrap();
     assert_eq!(follow.names().await, ["upstreams/c"]);
     assert_eq!(follow.status.last_error(), None);
@@ -142,10 +142,10 @@ async fn a_file_that_is_missing_is_waited_for() {
     assert_eq!(follow.names().await, ["upstreams/a"]);
     fs::remove_file(&path).unwrap();
     follow.error(&["cannot be read"]).await;
-    follow.quiet().await;
+    follow.quiet();
 }
 
-/// As Kubernetes mounts a ConfigMap: the file is a link through `..data`, which is swapped.
+/// As Kubernetes mounts a `ConfigMap`: the file is a link through `..data`, which is swapped.
 #[tokio::test]
 async fn a_config_map_swap_is_seen() {
     let folder = tempfile::tempdir().unwrap();

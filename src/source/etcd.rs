@@ -76,7 +76,8 @@ pub async fn run(
 ) {
     let prefix = Prefix::new(&config.prefix);
     let follower = Follower { config, timing, out, status, prefix, position: None, token: None, began: None };
-    stop.run_until_cancelled(follower.follow()).await;
+    // Boxed: tonic's futures are large, and this one is kept inside others.
+    stop.run_until_cancelled(Box::pin(follower.follow())).await;
 }
 
 struct Follower<'a> {
@@ -203,8 +204,8 @@ impl Follower<'_> {
     fn forget(&mut self, failure: &Failure) {
         match failure {
             Failure::Position(_) | Failure::TooLarge(_) => self.position = None,
-            Failure::Token(_) | Failure::Refused(_) => self.token = None,
-            Failure::Closed | Failure::Connection(_) => {}
+            Failure::Token(_) => self.token = None,
+            Failure::Closed | Failure::Connection(_) | Failure::Refused(_) => {}
         }
     }
 }

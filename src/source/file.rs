@@ -1,7 +1,7 @@
 //! `apisix.yaml` or `apisix.json`: read whole, and again whenever it changes.
 //!
-//! A change is seen by a watch on the directory (a ConfigMap is swapped by renaming a link beside
-//! the file) and by looking every second, which also covers file systems without events. A file
+//! A change is seen by a watch on the directory (a `ConfigMap` is swapped by renaming a link
+//! beside the file) and by looking every second, which also covers file systems without events. A file
 //! that cannot be read, is cut short or does not parse changes nothing.
 
 use std::fs;
