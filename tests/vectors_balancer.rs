@@ -132,7 +132,9 @@ fn expected_attempts(test: &Value, order_fixed: bool) -> Vec<(String, i64)> {
         expected.retain(|(label, _)| seen.insert(label.clone()));
     }
     if !order_fixed {
-        expected.iter_mut().for_each(|(label, _)| label.clear());
+        for (label, _) in &mut expected {
+            label.clear();
+        }
     }
     expected
 }

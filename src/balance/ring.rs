@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use super::PoolNode;
 
 /// Points for each unit of weight.
-const POINTS: u32 = 160;
+const POINTS: u64 = 160;
 /// Points in all before weights are made coarser: 32 MiB.
 const MOST_POINTS: u64 = 4 << 20;
 
@@ -25,26 +25,19 @@ impl Ring {
     /// coarser to keep it within memory.
     pub(super) fn new(nodes: &[PoolNode], members: &[(u32, u32)]) -> (Self, bool) {
         let divisor = members.iter().fold(0, |divisor, (_, weight)| gcd(divisor, *weight)).max(1);
-        let units: u64 = members.iter().map(|(_, weight)| u64::from(weight / divisor)).sum();
-        let wanted = units * u64::from(POINTS);
+        let wanted = |weight: u32| u64::from(weight / divisor) * POINTS;
+        let total: u64 = members.iter().map(|(_, weight)| wanted(*weight)).sum();
+        let coarse = total > MOST_POINTS;
         let mut points = Vec::new();
         for (index, weight) in members {
-            let count = u64::from(weight / divisor) * u64::from(POINTS);
-            let count = if wanted > MOST_POINTS {
-                (u128::from(count) * u128::from(MOST_POINTS) / u128::from(wanted)).max(1) as u64
-            } else {
-                count
-            };
-            if let Some(node) = nodes.get(*index as usize) {
-                points.extend(
-                    hashes(&node.label)
-                        .take(usize::try_from(count).unwrap_or(usize::MAX))
-                        .map(|hash| (hash, *index)),
-                );
-            }
+            let wanted = wanted(*weight);
+            // The product stays below 2^62.
+            let count = if coarse { (wanted * MOST_POINTS / total).max(1) } else { wanted };
+            let label = nodes.get(*index as usize).map_or("", |node| &node.label);
+            points.extend((0..count).zip(hashes(label)).map(|(_, hash)| (hash, *index)));
         }
         points.sort_unstable();
-        (Self { points: points.into() }, wanted > MOST_POINTS)
+        (Self { points: points.into() }, coarse)
     }
 
     /// The nodes in the order in which a key of this hash tries them; nodes come again and again.

@@ -63,8 +63,8 @@ impl Set {
         matches!(self.state, State::Ring { coarse: true, .. })
     }
 
-    /// One of the candidates. It is counted before the lock is given back: no two workers choose by
-    /// the same counts.
+    /// One of the candidates. By `least_conn` it is counted before the lock is given back: no two
+    /// workers choose by the same counts.
     pub(super) fn pick(
         &self,
         nodes: &[PoolNode],

@@ -29,18 +29,15 @@ impl Template {
             literal.push_str(&rest[..at]);
             let after = &rest[at + 1..];
             let escaped = literal.ends_with('\\');
-            match variable(after).filter(|_| !escaped) {
-                Some((part, left)) => {
-                    if !literal.is_empty() {
-                        parts.push(Part::Text(std::mem::take(&mut literal).into()));
-                    }
-                    parts.push(part);
-                    rest = left;
+            if let Some((part, left)) = variable(after).filter(|_| !escaped) {
+                if !literal.is_empty() {
+                    parts.push(Part::Text(std::mem::take(&mut literal).into()));
                 }
-                None => {
-                    literal.push('$');
-                    rest = after;
-                }
+                parts.push(part);
+                rest = left;
+            } else {
+                literal.push('$');
+                rest = after;
             }
         }
         literal.push_str(rest);

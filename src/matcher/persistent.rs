@@ -183,7 +183,9 @@ impl<K: Clone + Eq, V: Clone> Link<K, V> {
         // Half of what would spread again, so that a map at the limit does not flap.
         (count <= LIST / 2).then(|| {
             let mut found = Vec::with_capacity(count);
-            children.iter().for_each(|child| child.collect(&mut found));
+            for child in children {
+                child.collect(&mut found);
+            }
             Self::list(found.into_iter().cloned().collect())
         })
     }
@@ -227,15 +229,12 @@ mod tests {
             if index % 16 == 0 {
                 clones.push((map.clone(), model.clone()));
             }
-            match value {
-                Some(value) => {
-                    *map.entry(*key) = *value;
-                    model.insert(*key, *value);
-                }
-                None => {
-                    map.remove_if(key, |_| true);
-                    model.remove(key);
-                }
+            if let Some(value) = value {
+                *map.entry(*key) = *value;
+                model.insert(*key, *value);
+            } else {
+                map.remove_if(key, |_| true);
+                model.remove(key);
             }
         }
         clones.push((map.clone(), model.clone()));

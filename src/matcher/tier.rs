@@ -133,7 +133,10 @@ impl<T: Clone> Tier<T> {
         let shape = Shape::of(place);
         match self.shapes.iter_mut().find(|(other, _)| *other == shape) {
             Some((_, count)) => *count += 1,
-            None => self.shapes.push((shape, 1)),
+            None => {
+                self.shapes.reserve_exact(1);
+                self.shapes.push((shape, 1));
+            }
         }
         self.clients.entry(place).insert(rule.remote_addr.map(network), entry);
     }
