@@ -1,13 +1,39 @@
 //! The process's own configuration: APISIX's `config.yaml`, with a `streamgate:` section of ours.
 //!
 //! Two forms: the tree as merged and substituted (`config/merge.rs`, `config/env.rs`), and the
-//! meant form below. All mistakes are reported at once, each with its path.
+//! meant form below. All mistakes are reported at once, each with its path. Reading is pure: text
+//! and an [`Environment`] in, a [`Config`] out; [`load`] alone touches files and the process.
 
+mod apisix;
+mod changes;
+mod defaults;
+mod deployment;
+mod env;
+mod files;
+mod known;
+mod listen;
+mod load;
+mod merge;
+mod nginx;
+mod ours;
+mod parse;
+mod prometheus;
+mod read;
+mod report;
+mod snippet;
+mod time;
+mod yaml;
+
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::env::Environment;
+pub use self::load::load;
+pub use self::report::Mistake;
+pub use self::report::Mistakes;
 use crate::addr::IpMatcher;
 use crate::session::Transport;
 
@@ -75,7 +101,7 @@ pub struct Listen {
 }
 
 /// Where objects come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Source {
     /// `config_provider: etcd`.
     Etcd(Box<EtcdConfig>),
@@ -84,7 +110,7 @@ pub enum Source {
 }
 
 /// `deployment.etcd`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Eq, PartialEq)]
 pub struct EtcdConfig {
     /// `http://` or `https://` endpoints, without a path.
     pub hosts: Vec<Box<str>>,
@@ -104,8 +130,24 @@ pub struct EtcdConfig {
     pub trusted: Option<PathBuf>,
 }
 
+/// Without the password.
+impl fmt::Debug for EtcdConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdConfig")
+            .field("hosts", &self.hosts)
+            .field("prefix", &self.prefix)
+            .field("user", &self.auth.as_ref().map(|(user, _)| user))
+            .field("timeout", &self.timeout)
+            .field("tls_verify", &self.tls_verify)
+            .field("tls_sni", &self.tls_sni)
+            .field("tls_cert", &self.tls_cert)
+            .field("trusted", &self.trusted)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What decides whether an object is accepted.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default, Eq, PartialEq)]
 pub struct RulesConfig {
     /// `stream_plugins`.
     pub stream_plugins: Vec<Box<str>>,
@@ -119,8 +161,21 @@ pub struct RulesConfig {
     pub standalone: bool,
 }
 
+/// Without the keys.
+impl fmt::Debug for RulesConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RulesConfig")
+            .field("stream_plugins", &self.stream_plugins)
+            .field("xrpc_protocols", &self.xrpc_protocols)
+            .field("keyring_entries", &self.keyring.len())
+            .field("plugins_key_counts", &self.plugins_key_counts)
+            .field("standalone", &self.standalone)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Name resolution.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Dns {
     /// `dns_resolver`; empty: those of `/etc/resolv.conf`.
     pub servers: Vec<SocketAddr>,
@@ -135,7 +190,7 @@ pub struct Dns {
 }
 
 /// `apisix.ssl`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct SslConfig {
     /// Used for TLS clients that send no server name.
     pub fallback_sni: Option<Box<str>>,
@@ -144,7 +199,7 @@ pub struct SslConfig {
 }
 
 /// `plugin_attr.prometheus`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Prometheus {
     /// `export_addr`.
     pub addr: SocketAddr,
@@ -168,7 +223,7 @@ pub struct ExtraLabels {
 }
 
 /// `nginx_config.stream.access_log*`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct AccessLog {
     /// `enable_access_log`.
     pub enabled: bool,
@@ -181,10 +236,13 @@ pub struct AccessLog {
 }
 
 /// Limits of the process.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Limits {
     /// UDP associations of the whole process (`streamgate.udp.max_associations`).
     pub udp_associations: usize,
     /// TCP sessions (`streamgate.max_sessions`); absent: from the descriptor limit.
     pub sessions: Option<usize>,
 }
+
+#[cfg(test)]
+mod tests;

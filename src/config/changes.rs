@@ -1,0 +1,96 @@
+//! What a new config.yaml changes that a running process cannot follow.
+
+use super::Config;
+use super::Source;
+
+impl Config {
+    /// The changes from `self` to `new` that only a restart brings, a sentence each; empty: a HUP
+    /// can apply `new` whole.
+    ///
+    /// Followed while running are `listens` (compare them by value), `shutdown_timeout`,
+    /// `real_ip_from` and `log_level`, so they are never named here.
+    #[must_use]
+    pub fn changes_needing_restart(&self, new: &Self) -> Vec<String> {
+        let mut told = Vec::new();
+        if self.workers != new.workers {
+            told.push(restart(&format!(
+                "nginx_config.worker_processes: {} to {} workers",
+                self.workers, new.workers
+            )));
+        }
+        if self.source != new.source {
+            told.push(restart(&format!(
+                "deployment: objects from {} instead of {}",
+                new.source, self.source
+            )));
+        }
+        let address =
+            |it: Option<std::net::SocketAddr>| it.map_or_else(|| "off".to_owned(), |it| it.to_string());
+        let [old_metrics, new_metrics] = [self, new].map(|it| it.prometheus.as_ref().map(|it| it.addr));
+        if old_metrics != new_metrics {
+            let (old, new) = (address(old_metrics), address(new_metrics));
+            told.push(restart(&format!("plugin_attr.prometheus.export_addr: {old} to {new}")));
+        } else if self.prometheus != new.prometheus {
+            told.push(restart("plugin_attr.prometheus"));
+        }
+        if self.status != new.status {
+            told.push(restart(&format!(
+                "apisix.status: {} to {}",
+                address(self.status),
+                address(new.status)
+            )));
+        }
+        let rest = [
+            ("stream_plugins, xrpc.protocols or apisix.data_encryption", self.rules == new.rules),
+            ("apisix.dns_resolver and its neighbours", self.dns == new.dns),
+            ("apisix.ssl", self.ssl == new.ssl),
+            ("nginx_config.stream.access_log and its neighbours", self.access_log == new.access_log),
+            ("apisix.disable_upstream_healthcheck", self.disable_healthcheck == new.disable_healthcheck),
+            ("streamgate.max_sessions or streamgate.udp.max_associations", self.limits == new.limits),
+        ];
+        told.extend(rest.iter().filter(|(_, same)| !same).map(|(what, _)| restart(what)));
+        told
+    }
+
+    /// What the configuration asks for that is not built yet, a sentence each; the start is refused
+    /// while there is any, for clients would be served otherwise than written.
+    #[must_use]
+    pub fn unbuilt(&self) -> Vec<String> {
+        let mut told = Vec::new();
+        for listen in &self.listens {
+            let asked = [
+                (listen.tls, "tls: TLS listens are"),
+                (listen.tls_passthrough, "tls_passthrough: routing by the ClientHello is"),
+                (listen.proxy_protocol, "proxy_protocol: accepting the PROXY protocol is"),
+                (
+                    listen.proxy_protocol_to_upstream,
+                    "proxy_protocol_to_upstream: sending the PROXY protocol is",
+                ),
+            ];
+            for (_, what) in asked.iter().filter(|(asked, _)| *asked) {
+                // The ports of a range share one sentence.
+                let sentence = format!(
+                    "listen {}: {what} not built yet; take the listen out, or keep it in APISIX",
+                    listen.written
+                );
+                if !told.contains(&sentence) {
+                    told.push(sentence);
+                }
+            }
+        }
+        told
+    }
+}
+
+fn restart(what: &str) -> String {
+    format!("{what}: takes effect after a restart")
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Etcd(etcd) => write!(f, "etcd {} under {}", etcd.hosts.join(", "), etcd.prefix),
+            Self::File(path) => write!(f, "the file {}", path.display()),
+        }
+    }
+}

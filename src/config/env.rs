@@ -1,0 +1,244 @@
+//! `${{VAR}}` and `${{VAR:=default}}` in config.yaml, replaced after the YAML is parsed.
+//!
+//! The rules are those of `apisix/cli/file.lua:60-156`: in texts and in keys of maps, several to a
+//! text; a text that had one becomes a number or a boolean where it then looks like one, quotes in
+//! the YAML or not. A variable set to the empty text counts as set.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::path::PathBuf;
+
+use serde_json::Map;
+use serde_json::Number;
+use serde_json::Value;
+
+use super::report::Report;
+use super::report::entry_path;
+use super::report::item_path;
+
+/// All that reading a configuration asks of the world around it.
+#[derive(Clone)]
+pub struct Environment {
+    /// Environment variables.
+    pub vars: BTreeMap<String, String>,
+    /// The working directory.
+    pub cwd: PathBuf,
+    /// What `worker_processes: auto` means.
+    pub cores: usize,
+    /// Whether there is a file.
+    pub exists: fn(&Path) -> bool,
+}
+
+impl Environment {
+    /// A variable.
+    pub(super) fn var(&self, name: &str) -> Option<&str> {
+        self.vars.get(name).map(String::as_str)
+    }
+}
+
+/// An empty world for tests: no variables, `/`, one core, every file exists.
+impl Default for Environment {
+    fn default() -> Self {
+        Self { vars: BTreeMap::new(), cwd: "/".into(), cores: 1, exists: |_| true }
+    }
+}
+
+/// Without the values: they may be passwords.
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.vars.keys().collect();
+        f.debug_struct("Environment")
+            .field("vars", &names)
+            .field("cwd", &self.cwd)
+            .field("cores", &self.cores)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Replaces every reference in `value`; a variable that is not set and has no default is a mistake.
+pub(super) fn substitute(value: Value, path: &str, env: &Environment, report: &Report) -> Value {
+    match value {
+        Value::String(text) => match replace(&text, path, env, report) {
+            Some(replaced) => retyped(replaced),
+            None => Value::String(text),
+        },
+        Value::Array(list) => list
+            .into_iter()
+            .enumerate()
+            .map(|(at, item)| substitute(item, &item_path(path, at), env, report))
+            .collect(),
+        Value::Object(map) => {
+            let mut renamed = Map::with_capacity(map.len());
+            for (key, value) in map {
+                let key = replace(&key, path, env, report).unwrap_or(key);
+                let value = substitute(value, &entry_path(path, &key), env, report);
+                if renamed.insert(key.clone(), value).is_some() {
+                    report.mistake(&entry_path(path, &key), "stands twice after its variables are replaced");
+                }
+            }
+            Value::Object(renamed)
+        }
+        other => other,
+    }
+}
+
+/// The text with its references replaced; `None` where there are none.
+fn replace(text: &str, path: &str, env: &Environment, report: &Report) -> Option<String> {
+    let mut replaced = String::new();
+    let mut found = false;
+    let mut rest = text;
+    while let Some(start) = rest.find("${{") {
+        let (before, from) = rest.split_at(start);
+        replaced.push_str(before);
+        if let Some((inner, after)) = reference(from) {
+            found = true;
+            replaced.push_str(resolve(inner, path, env, report));
+            rest = after;
+        } else {
+            // Not a reference: kept as it stands, as the Lua pattern passes over it.
+            replaced.push('$');
+            rest = from.get(1..).unwrap_or_default();
+        }
+    }
+    replaced.push_str(rest);
+    found.then_some(replaced)
+}
+
+/// Cuts `${{ inner }}` off the front of `text`. The inner part begins with a name.
+fn reference(text: &str) -> Option<(&str, &str)> {
+    let inner = text.strip_prefix("${{")?.trim_start();
+    if !inner.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_') {
+        return None;
+    }
+    let (inner, after) = inner.split_once("}}")?;
+    Some((inner.trim_end(), after))
+}
+
+fn resolve<'t>(inner: &'t str, path: &str, env: &'t Environment, report: &Report) -> &'t str {
+    let (name, default) = match inner.split_once(":=") {
+        Some((name, default)) => (name, Some(default.trim())),
+        None => (inner, None),
+    };
+    let set = env.var(name.trim_end());
+    if name.ends_with(char::is_whitespace) && set.is_some() {
+        // APISIX looks for a variable whose name ends in that blank (file.lua:75) and finds none.
+        report.warn(path, format!("`${{{{{inner}}}}}` has a blank before `:=`: streamgate takes the variable, APISIX the default"));
+    }
+    set.or(default).unwrap_or_else(|| {
+        report.mistake(
+            path,
+            format!(
+                "can't find environment variable {}; set it, or write `${{{{{}:=default}}}}`",
+                name.trim_end(),
+                name.trim_end()
+            ),
+        );
+        ""
+    })
+}
+
+/// A number or boolean where a replaced text looks like one.
+fn retyped(text: String) -> Value {
+    match text.as_str() {
+        "true" => Value::Bool(true),
+        "false" => Value::Bool(false),
+        _ => lua_number(&text).map_or(Value::String(text), Value::Number),
+    }
+}
+
+/// Lua's `tonumber`: decimal, exponent, hexadecimal, blanks around it. Infinite values and hexadecimal fractions,
+/// which no setting of ours can use, stay texts.
+fn lua_number(text: &str) -> Option<Number> {
+    let text = text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    if let Some(hex) = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        let plain = !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit());
+        let number = plain.then(|| i64::from_str_radix(hex, 16).ok()).flatten()?;
+        return Some(if negative { -number } else { number }.into());
+    }
+    if !digits.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
+        return None;
+    }
+    if let Ok(number) = digits.parse::<i64>() {
+        return Some(if negative { -number } else { number }.into());
+    }
+    let number = digits.parse::<f64>().ok()?;
+    Number::from_f64(if negative { -number } else { number })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn world() -> Environment {
+        let vars = [
+            ("PORT", "9100"),
+            ("HEX", "0x10"),
+            ("EXP", " 1e3 "),
+            ("NO", "false"),
+            ("EMPTY", ""),
+            ("NAME", "db"),
+        ];
+        let vars = vars.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        Environment { vars, ..Environment::default() }
+    }
+
+    #[track_caller]
+    fn check(written: Value, expected: &Value) {
+        let report = Report::default();
+        assert_eq!(&substitute(written, "", &world(), &report), expected);
+        report.close(&Value::Null).unwrap();
+    }
+
+    #[test]
+    fn references_become_what_apisix_makes_of_them() {
+        check(json!("${{PORT}}"), &json!(9100));
+        check(json!("127.0.0.1:${{ PORT }}"), &json!("127.0.0.1:9100"));
+        check(json!("${{HEX}}"), &json!(16));
+        check(json!("${{EXP}}"), &json!(1000.0));
+        check(json!("${{NO}}"), &json!(false));
+        check(json!("${{EMPTY}}"), &json!(""));
+        check(json!("${{EMPTY:=x}}"), &json!(""));
+        check(json!("${{NONE:= a b }}"), &json!("a b"));
+        check(json!("${{NONE := 5}}"), &json!(5));
+        check(json!("${{NONE:=}}"), &json!(""));
+        check(json!("${{NAME}}-${{NAME}}"), &json!("db-db"));
+        check(json!("${{NONE:=-1.5}}"), &json!(-1.5));
+        check(json!("${{NONE:=1.2.3.4}}"), &json!("1.2.3.4"));
+        check(json!("${{NONE:=inf}}"), &json!("inf"));
+        check(json!({"${{NAME}}_x": ["${{PORT}}"]}), &json!({"db_x": [9100]}));
+    }
+
+    #[test]
+    fn what_is_no_reference_is_kept() {
+        check(json!("9100"), &json!("9100"));
+        check(json!("${{}} ${{ }} ${NAME} $NAME ${{NAME"), &json!("${{}} ${{ }} ${NAME} $NAME ${{NAME"));
+        check(json!("${{${{NAME}}"), &json!("${{db"));
+    }
+
+    #[test]
+    fn a_missing_variable_is_a_mistake_with_its_path() {
+        let report = Report::default();
+        substitute(json!({"a": [{"b": "x${{NONE}}"}], "c": "${{OTHER}}"}), "", &world(), &report);
+        let told = report.close(&Value::Null).unwrap_err().to_string();
+        assert_eq!(
+            told,
+            "a[0].b: can't find environment variable NONE; set it, or write `${{NONE:=default}}`\n\
+             c: can't find environment variable OTHER; set it, or write `${{OTHER:=default}}`"
+        );
+    }
+
+    #[test]
+    fn a_blank_before_the_default_is_pointed_out() {
+        let report = Report::default();
+        assert_eq!(substitute(json!("${{ PORT := 1 }}"), "a", &world(), &report), json!(9100));
+        let warnings = report.close(&Value::Null).unwrap();
+        assert!(warnings[0].contains("APISIX the default"), "{warnings:?}");
+    }
+}

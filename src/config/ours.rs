@@ -1,0 +1,165 @@
+//! The section `streamgate:`, which APISIX ignores. Strict: an unknown key is a mistake.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Limits;
+use super::Listen;
+use super::read::Node;
+use crate::session::Transport;
+
+/// `streamgate.metrics.max_series` where it is not set.
+const MAX_SERIES: usize = 200_000;
+/// `streamgate.udp.max_associations` where it is not set.
+const MAX_ASSOCIATIONS: usize = 65_536;
+/// Above this a count is surely a slip: no process holds so many.
+const ABSURD: u64 = 1 << 32;
+
+const KNOWN: &[&str] = &[
+    "allow_port_zero",
+    "ignored_directives",
+    "listens",
+    "max_sessions",
+    "metrics",
+    "standalone_file",
+    "udp",
+];
+
+/// What the section says.
+#[derive(Debug)]
+pub(super) struct Ours<'a> {
+    /// Per listen, as keyed.
+    listens: Vec<PerListen<'a>>,
+    /// Snippet directives that may stand without effect.
+    pub(super) ignored_directives: Vec<(Box<str>, Node<'a>)>,
+    /// Lines of the `streamgate_*` family.
+    pub(super) max_series: usize,
+    /// Limits of the process.
+    pub(super) limits: Limits,
+    /// Where the objects of the file provider are.
+    pub(super) standalone_file: Option<(PathBuf, Node<'a>)>,
+    /// Whether a listen may leave its port to the system.
+    pub(super) allow_port_zero: bool,
+}
+
+/// Settings of the listens written as `key`.
+#[derive(Debug)]
+struct PerListen<'a> {
+    key: &'a str,
+    node: Node<'a>,
+    half_close: Option<bool>,
+    half_close_timeout: Option<Duration>,
+    idle_timeout: Option<Duration>,
+    responses: Option<u32>,
+}
+
+/// Reads the section.
+pub(super) fn read<'a>(section: &Node<'a>) -> Ours<'a> {
+    section.only(KNOWN);
+    let metrics = section.at("metrics");
+    metrics.only(&["max_series"]);
+    let udp = section.at("udp");
+    udp.only(&["max_associations"]);
+    let directives = section.at("ignored_directives").items().unwrap_or_default();
+    let standalone_file = section.at("standalone_file");
+    Ours {
+        listens: section.at("listens").entries().map(|(key, node)| per_listen(key, node)).collect(),
+        ignored_directives: directives
+            .into_iter()
+            .filter_map(|node| Some((node.string()?.into(), node)))
+            .collect(),
+        max_series: count(&metrics.at("max_series")).unwrap_or(MAX_SERIES),
+        limits: Limits {
+            udp_associations: count(&udp.at("max_associations")).unwrap_or(MAX_ASSOCIATIONS),
+            sessions: count(&section.at("max_sessions")),
+        },
+        standalone_file: standalone_file.string().map(|text| (text.into(), standalone_file)),
+        allow_port_zero: section.at("allow_port_zero").boolean().unwrap_or(false),
+    }
+}
+
+fn count(node: &Node<'_>) -> Option<usize> {
+    node.integer(1..=ABSURD).and_then(|number| usize::try_from(number).ok())
+}
+
+fn per_listen<'a>(key: &'a str, node: Node<'a>) -> PerListen<'a> {
+    node.only(&["half_close", "half_close_timeout", "idle_timeout", "responses"]);
+    PerListen {
+        key,
+        half_close: node.at("half_close").boolean(),
+        half_close_timeout: node.at("half_close_timeout").duration(),
+        idle_timeout: node.at("idle_timeout").duration(),
+        responses: node.at("responses").integer(1..=u32::MAX.into()).and_then(|n| u32::try_from(n).ok()),
+        node,
+    }
+}
+
+impl Ours<'_> {
+    /// Gives each listen its settings. A key that matches none, and a setting that none of the
+    /// matching listens could obey, are mistakes: they would be silently without effect.
+    pub(super) fn apply(&self, listens: &mut [Listen]) {
+        for settings in &self.listens {
+            let mut matching =
+                listens.iter_mut().filter(|listen| *listen.written == *settings.key).peekable();
+            if matching.peek().is_none() {
+                settings.node.mistake(unmatched(listens));
+                continue;
+            }
+            let (mut tcp, mut udp) = (false, false);
+            for listen in matching {
+                match listen.transport {
+                    Transport::Tcp => tcp = true,
+                    Transport::Udp => udp = true,
+                }
+                settings.apply(listen);
+            }
+            settings.refuse_useless(tcp, udp);
+        }
+    }
+}
+
+impl PerListen<'_> {
+    fn apply(&self, listen: &mut Listen) {
+        match listen.transport {
+            Transport::Tcp => {
+                listen.half_close = self.half_close.unwrap_or(listen.half_close);
+                listen.half_close_timeout = self.half_close_timeout.unwrap_or(listen.half_close_timeout);
+            }
+            Transport::Udp => {
+                listen.idle_timeout = self.idle_timeout.or(listen.idle_timeout);
+                listen.responses = self.responses.or(listen.responses);
+            }
+        }
+    }
+
+    fn refuse_useless(&self, tcp: bool, udp: bool) {
+        let needed: [(&[&str], bool, &str); 2] = [
+            (&["half_close", "half_close_timeout"], tcp, "is for tcp, and this listen is udp"),
+            (&["idle_timeout", "responses"], udp, "is for udp, and this listen is tcp"),
+        ];
+        for (keys, present, text) in needed {
+            for key in keys {
+                let node = self.node.at(key);
+                if !present && !node.is_absent() {
+                    node.mistake(text);
+                }
+            }
+        }
+    }
+}
+
+fn unmatched(listens: &[Listen]) -> String {
+    const SHOWN: usize = 12;
+    let mut written: Vec<&str> = Vec::new();
+    for listen in listens {
+        if !written.contains(&&*listen.written) {
+            written.push(&listen.written);
+        }
+    }
+    let more = if written.len() > SHOWN { ", …" } else { "" };
+    written.truncate(SHOWN);
+    format!(
+        "no listen is written so in apisix.stream_proxy; its key is the listen as written there: {}{more}",
+        written.join(", ")
+    )
+}

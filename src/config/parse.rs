@@ -1,0 +1,124 @@
+//! Text to [`Config`]: YAML, variables, defaults, then every section in turn.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::Config;
+use super::Environment;
+use super::Listen;
+use super::Mistakes;
+use super::RulesConfig;
+use super::Source;
+use super::apisix;
+use super::defaults;
+use super::deployment;
+use super::env::substitute;
+use super::files::Files;
+use super::known;
+use super::listen;
+use super::merge::merge;
+use super::nginx;
+use super::ours;
+use super::prometheus;
+use super::read::Node;
+use super::report::Report;
+use super::yaml;
+use crate::session::Transport;
+
+impl Config {
+    /// Reads the text of the config.yaml that lies at `file`; relative paths in it start there.
+    ///
+    /// # Errors
+    /// Every mistake of the text, in its order.
+    pub fn from_text(text: &str, file: &Path, env: &Environment) -> Result<Self, Mistakes> {
+        let document = yaml::parse(text).map_err(|why| Mistakes::one(file.display().to_string(), why))?;
+        let report = Report::default();
+        let document = substitute(Value::Object(document), "", env, &report);
+        let mut tree = defaults::tree();
+        if let Value::Object(user) = document.clone() {
+            merge(&mut tree, user, "", &report);
+        }
+        let tree = Value::Object(tree);
+        let root = Node::root(&tree, &report);
+        let mut config = read(&root, &Files::around(file, env));
+        known::warn_of_slips(&root);
+        config.warnings = report.close(&document)?;
+        Ok(config)
+    }
+}
+
+fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
+    for section in ["apisix", "deployment"] {
+        let node = root.at(section);
+        if node.is_absent() {
+            node.mistake(
+                "is empty, which removes all its defaults; leave the key out, or write settings below it",
+            );
+        }
+    }
+    let (apisix, nginx) = (root.at("apisix"), root.at("nginx_config"));
+    let stream = nginx.at("stream");
+    let ours = ours::read(&root.at("streamgate"));
+    let mut listens = listen::read(&apisix, ours.allow_port_zero);
+    apisix::proxy_mode(&apisix, !listens.is_empty());
+    ours.apply(&mut listens);
+    let ssl = apisix::ssl(&apisix, files);
+    let deployment = deployment::read(root, &ours, ssl.trusted.clone(), files);
+    let stream_plugins = root.at("stream_plugins").strings();
+    let prometheus = prometheus::read(root, &stream_plugins, &ours);
+    let status = apisix::status(&apisix, ours.allow_port_zero);
+    nginx::snippets(&nginx, &ours);
+    nginx::warn_of_the_idle(root);
+    let config = Config {
+        rules: RulesConfig {
+            stream_plugins,
+            xrpc_protocols: apisix::xrpc_protocols(root),
+            keyring: apisix::keyring(&apisix),
+            plugins_key_counts: !deployment.enable_admin,
+            standalone: matches!(deployment.source, Source::File(_)),
+        },
+        source: deployment.source,
+        dns: apisix::dns(&apisix),
+        ssl,
+        prometheus,
+        status,
+        workers: nginx::workers(root, files),
+        shutdown_timeout: nginx::shutdown_timeout(&nginx),
+        real_ip_from: nginx::real_ip_from(&stream),
+        log_level: nginx::log_level(&nginx),
+        access_log: nginx::access_log(&stream, files),
+        disable_healthcheck: apisix.at("disable_upstream_healthcheck").boolean().unwrap_or(false),
+        limits: ours.limits,
+        listens,
+        warnings: Vec::new(),
+    };
+    refuse_shared_addresses(&config, root);
+    config
+}
+
+/// Two servers of this process on one address: one would never answer.
+fn refuse_shared_addresses(config: &Config, root: &Node<'_>) {
+    let tcp = |listen: &&Listen| listen.transport == Transport::Tcp;
+    let mut taken: HashMap<SocketAddr, String> = config
+        .listens
+        .iter()
+        .filter(tcp)
+        .map(|listen| (listen.addr, format!("the listen {}", listen.written)))
+        .collect();
+    let servers = [
+        ("plugin_attr.prometheus.export_addr", config.prometheus.as_ref().map(|it| it.addr)),
+        ("apisix.status", config.status),
+    ];
+    for (path, addr) in servers {
+        let Some(addr) = addr.filter(|addr| addr.port() != 0) else { continue };
+        if let Some(other) = taken.insert(addr, path.to_owned()) {
+            root.report().mistake(
+                path,
+                format!("{addr} is the address of {other} too; give one of them another port"),
+            );
+        }
+    }
+}
