@@ -334,4 +334,12 @@ mod tests {
         }
         assert!(Context::Stream.harmless("log_format") && !Context::Main.harmless("log_format"));
     }
+
+    proptest::proptest! {
+        /// Whatever an operator pastes is read to its end or told as broken.
+        #[test]
+        fn any_text_is_read_or_told(text in "([a-z${}\\[\\]=;#'\"\\\\ \n-]|_by_lua_block \\{){0,40}") {
+            let _ = directives(&text);
+        }
+    }
 }
