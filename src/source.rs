@@ -16,8 +16,8 @@ use crate::store::Batch;
 pub mod etcd;
 pub mod file;
 
-/// Sends the objects of `source`, then every change, to `out`, until `stop` is cancelled or `out`
-/// is closed.
+/// Sends the objects of `source`, then every change, to `out`, until `stop` is cancelled or a
+/// batch finds `out` closed.
 ///
 /// The first batch is one [`Resync`](crate::store::Event::Resync); another one follows whenever
 /// what happened in between cannot be known.

@@ -5,6 +5,7 @@
 //! otherwise it reads everything again and says so with [`Event::Resync`]. Nothing but events of
 //! the watch and full reads moves that revision.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,8 +66,8 @@ impl Default for Timing {
     }
 }
 
-/// Sends the objects below the prefix, then every change, to `out`, until `stop` is cancelled or
-/// `out` is closed.
+/// Sends the objects below the prefix, then every change, to `out`, until `stop` is cancelled or a
+/// batch finds `out` closed. Without [`EtcdConfig::hosts`] there is nothing to do.
 pub async fn run(
     config: &EtcdConfig,
     timing: Timing,
@@ -121,7 +122,7 @@ impl Follower<'_> {
     }
 
     /// One connection, from its making to its end.
-    async fn session(&mut self, host: &str) -> Result<std::convert::Infallible, Failure> {
+    async fn session(&mut self, host: &str) -> Result<Infallible, Failure> {
         let channel = connector::connect(self.config, host, self.timing.connect).await?;
         let fresh = self.token.is_none();
         let client = self.client(&channel).await?;
@@ -143,7 +144,7 @@ impl Follower<'_> {
         auth::client(channel, self.token.as_ref()).await
     }
 
-    async fn serve(&mut self, host: &str, client: Client) -> Result<std::convert::Infallible, Failure> {
+    async fn serve(&mut self, host: &str, client: Client) -> Result<Infallible, Failure> {
         let (prefix, status) = (self.prefix.clone(), self.status.clone());
         let kv = client.kv_client().max_decoding_message_size(MAX_ANSWER);
         let mut reader = Reader { kv, prefix: &prefix, limit: self.config.timeout, status: &status };

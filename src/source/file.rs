@@ -32,7 +32,7 @@ pub const POLL: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(20);
 
 /// Sends the objects of the file at `path`, and again after each change, to `out`, until `stop` is
-/// cancelled or `out` is closed. `poll` is how often to look besides.
+/// cancelled or a batch finds `out` closed. `poll` is how often to look besides.
 pub async fn run(
     path: &Path,
     poll: Duration,

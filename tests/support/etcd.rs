@@ -182,7 +182,7 @@ impl Etcd {
     }
 
     /// Switches authentication on: `root` with password `root`, and `user` with `password` who may
-    /// read `{prefix}/` and nothing else.
+    /// read `{prefix}/` and nothing else. From then on write with `ctl(&["--user=root:root", "put", …])`.
     pub fn enable_auth(&self, user: &str, password: &str, prefix: &str) {
         self.ctl(&["user", "add", "root:root"]);
         self.ctl(&["user", "grant-role", "root", "root"]);

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 /// Less patience than in production, so that tests end.
 pub const TIMING: Timing = Timing {
     connect: Duration::from_secs(5),
-    progress: Duration::from_millis(300),
-    silence: Duration::from_millis(1500),
+    progress: Duration::from_millis(500),
+    silence: Duration::from_secs(4),
     retry: (Duration::from_millis(10), Duration::from_millis(500)),
 };
 /// Every wait ends here.
