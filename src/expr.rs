@@ -30,8 +30,14 @@ enum Rule {
 /// What a variable is compared with.
 #[derive(Clone, Debug)]
 enum Test {
-    Equal { to: Operand, negated: bool },
-    Order { order: Order, than: Option<f64> },
+    Equal {
+        to: Operand,
+        negated: bool,
+    },
+    Order {
+        order: Order,
+        than: Option<f64>,
+    },
     /// `None`: the pattern does not compile, and never matches.
     Match(Option<Box<Regex>>, Box<str>),
     In(Vec<Box<str>>),
@@ -67,10 +73,7 @@ impl Expr {
 
     /// Reports whether the expression holds; `variable` gives the text of a variable, `None` for one
     /// that is not there.
-    pub fn holds<'a, T: AsRef<str>>(&self, variable: &impl Fn(&str) -> Option<T>) -> bool
-    where
-        T: 'a,
-    {
+    pub fn holds<T: AsRef<str>>(&self, variable: &impl Fn(&str) -> Option<T>) -> bool {
         self.0.as_ref().is_none_or(|rule| rule.holds(variable))
     }
 

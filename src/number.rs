@@ -3,7 +3,7 @@
 //! APISIX compares variables and cuts node keys with Lua's `tonumber` and `tostring`; a port `0x50`
 //! or an id `7.0` means there what it means here. Pure.
 
-/// Reads a number as LuaJIT's `tonumber` does: blanks around it, hexadecimal, `1e3`, `inf` and `nan`.
+/// Reads a number as `tonumber` of `LuaJIT` does: blanks around it, hexadecimal, `1e3`, `inf` and `nan`.
 #[must_use]
 pub fn from_text(text: &str) -> Option<f64> {
     let text = text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');

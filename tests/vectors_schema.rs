@@ -181,7 +181,10 @@ fn stored_keys_load_as_in_apisix() {
         }
         expand(&mut vector, &pems);
         let id = &vector["id"];
-        let entries: Vec<String> = serde_json::from_value(vector["keyring"].clone()).unwrap_or_default();
+        let entries: Vec<&str> = match &vector["keyring"] {
+            Value::String(single) => vec![single],
+            list => list.as_array().into_iter().flatten().map(|entry| entry.as_str().unwrap()).collect(),
+        };
         let loaded = Keyring::new(&entries).load(vector["value"].as_str().unwrap());
         let expected: Option<Vec<u8>> = match (vector["result"].as_str(), vector["result_hex"].as_str()) {
             (Some(text), _) => Some(text.as_bytes().to_vec()),

@@ -56,7 +56,7 @@ impl HostPort {
     }
 }
 
-/// The fraction is cut off, as when LuaJIT hands a number to C.
+/// The fraction is cut off, as when `LuaJIT` hands a number to C.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is checked before")]
 fn port_number(number: f64) -> Option<u16> {
     (0.0..65536.0).contains(&number).then_some(number as u16)

@@ -76,7 +76,11 @@ fn compile(rule: &[Value], place: Place<'_>) -> Result<Rule, ExprError> {
         return Err(place.error(format!("an expression nests at most {MAX_DEPTH} deep")));
     }
     let inner = |skip: usize| -> Result<Vec<Rule>, ExprError> {
-        rule.iter().enumerate().skip(skip).map(|(index, one)| compile_value(one, place.child(index))).collect()
+        rule.iter()
+            .enumerate()
+            .skip(skip)
+            .map(|(index, one)| compile_value(one, place.child(index)))
+            .collect()
     };
     let Some(first) = rule.first() else {
         return Err(place.error("an empty condition; a condition is [variable, operator, value]"));
@@ -85,7 +89,9 @@ fn compile(rule: &[Value], place: Place<'_>) -> Result<Rule, ExprError> {
         return Ok(Rule::Group { any: false, negated: false, rules: inner(0)? });
     }
     match logic(first) {
-        Some(_) if rule.len() <= 2 => Err(place.error(format!("{} joins two conditions or more", shown(first)))),
+        Some(_) if rule.len() <= 2 => {
+            Err(place.error(format!("{} joins two conditions or more", shown(first))))
+        }
         Some((any, negated)) => Ok(Rule::Group { any, negated, rules: inner(1)? }),
         None => condition(rule, first, place),
     }
@@ -179,7 +185,8 @@ fn pattern(operand: &Value, ignore_case: bool) -> Test {
             None => return Test::Match(None, shown(other).into()),
         },
     };
-    let compiled: Option<Regex> = RegexBuilder::new(&text).unicode(false).case_insensitive(ignore_case).build().ok();
+    let compiled: Option<Regex> =
+        RegexBuilder::new(&text).unicode(false).case_insensitive(ignore_case).build().ok();
     Test::Match(compiled.map(Box::new), text.into())
 }
 
@@ -195,19 +202,19 @@ fn networks(operand: &Value, place: Place<'_>) -> Result<Vec<IpMatcher>, ExprErr
     for entry in list {
         let text = entry.as_str().filter(|text| !text.is_empty());
         let refused = || place.error(format!("ipmatch takes an address or a network, not {}", shown(entry)));
-        found.extend(network(text.ok_or_else(refused)?).ok_or_else(refused)?);
+        found.extend(network(text.ok_or_else(refused)?).map_err(|()| refused())?);
     }
     Ok(found)
 }
 
 /// `resty/ipmatcher.lua`: the address must be one; what follows the slash is a Lua number, or nothing.
-/// The outer `None` refuses; the inner one is a mask out of range, which matches nothing.
-fn network(text: &str) -> Option<Option<IpMatcher>> {
+/// A mask out of range passes and matches nothing: `None`.
+fn network(text: &str) -> Result<Option<IpMatcher>, ()> {
     let (address, mask) = text.split_once('/').map_or((text, None), |(address, mask)| (address, Some(mask)));
     let address = address.split('\0').next().unwrap_or_default();
     let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
-    let single: IpMatcher = bare.parse().ok()?;
-    Some(match mask.and_then(number::from_text) {
+    let single: IpMatcher = bare.parse().map_err(|_| ())?;
+    Ok(match mask.and_then(number::from_text) {
         None => Some(single),
         Some(mask) => format!("{bare}/{}", number::to_text(mask)).parse().ok(),
     })

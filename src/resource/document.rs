@@ -1,6 +1,7 @@
 //! Bytes to a JSON value, and the fields of one that passed its schema.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -33,7 +34,7 @@ fn without_control_characters(text: &str) -> Cow<'_, str> {
     let (mut repaired, mut inside, mut escaped) = (String::with_capacity(text.len()), false, false);
     for c in text.chars() {
         if inside && c < ' ' {
-            repaired.push_str(&format!("\\u{:04x}", u32::from(c)));
+            let _ = write!(repaired, "\\u{:04x}", u32::from(c));
         } else {
             repaired.push(c);
         }
@@ -105,8 +106,7 @@ impl Document {
 
 /// A string that stands for a secret kept elsewhere (`apisix/secret.lua:268`).
 pub(super) fn is_reference(text: &str) -> bool {
-    text.starts_with("$secret://")
-        || text.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("$env://"))
+    text.starts_with("$secret://") || text.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("$env://"))
 }
 
 #[cfg(test)]

@@ -35,16 +35,21 @@ impl<'a> Teller<'a> {
         let node = self.node(error);
         let place = self.place(error.instance_path().as_str());
         match error.kind() {
+            // Their type is wrong, which another error says; what fields they have is no matter.
+            Kind::OneOfNotValid { .. } | Kind::OneOfMultipleValid { .. }
+                if !distinct(node.get("oneOf")).is_empty() && !error.instance().is_object() => {}
+            Kind::Not { .. } if !error.instance().is_object() => {}
             Kind::AnyOf { context } | Kind::OneOfNotValid { context } => {
                 self.tell_branches(error, node, &place, context);
             }
             Kind::OneOfMultipleValid { .. } => {
-                let names: Vec<&str> = distinct(node.get("oneOf")).into_iter().filter(|name| has(error, name)).collect();
-                self.say(format!("{place} has {} together; only one of them is allowed", listed(&names, "and")));
+                let branches = node.get("oneOf");
+                let choices = choices(branches, &common(branches)).join(" as well as ");
+                self.say(format!("{place} has {choices}; only one of them is allowed"));
             }
-            Kind::Not { schema } => {
-                let names = required(schema);
-                self.say(format!("{place} has {} together; only one of them is allowed", listed(&names, "and")));
+            Kind::Not { .. } => {
+                let description = node.get("description").and_then(Value::as_str).unwrap_or_default();
+                self.say(format!("{place} has too much; {description} is allowed"));
             }
             Kind::Required { property } => self.missing(node, &place, property.as_str().unwrap_or_default()),
             Kind::AdditionalProperties { unexpected } => {
@@ -65,10 +70,10 @@ impl<'a> Teller<'a> {
         place: &str,
         context: &[Vec<ValidationError<'static>>],
     ) {
-        let own = |inner: &ValidationError<'_>| inner.instance_path() == error.instance_path();
+        let path = error.instance_path().as_str();
         let meant: Vec<_> = context
             .iter()
-            .filter(|branch| !branch.iter().any(|inner| own(inner) && matches!(inner.kind(), Kind::Type { .. })))
+            .filter(|branch| !branch.iter().any(|inner| has_other_type(inner, path)))
             .filter(|branch| !branch.iter().any(|inner| is_reference(self.node(inner))))
             .collect();
         let alternatives = node.get("oneOf").or_else(|| node.get("anyOf"));
@@ -116,7 +121,7 @@ impl<'a> Teller<'a> {
 
     fn place(&self, path: &str) -> String {
         let place = format!("{}{path}", self.at);
-        if place.is_empty() { "the object".into() } else { place }
+        if place.is_empty() { "the value".into() } else { place }
     }
 
     /// The schema node whose keyword raised an error.
@@ -124,6 +129,18 @@ impl<'a> Teller<'a> {
         let path = error.schema_path().as_str();
         let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
         self.schema.pointer(parent).unwrap_or(&Value::Null)
+    }
+}
+
+/// Whether an error says that the value at `path` has another type than the schema asks for.
+fn has_other_type(error: &ValidationError<'_>, path: &str) -> bool {
+    let here = error.instance_path().as_str() == path;
+    here && match error.kind() {
+        Kind::Type { .. } => true,
+        Kind::AnyOf { context } => {
+            context.iter().all(|branch| branch.iter().any(|inner| has_other_type(inner, path)))
+        }
+        _ => false,
     }
 }
 

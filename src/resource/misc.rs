@@ -12,7 +12,7 @@ pub(super) fn plugin_metadata(value: Value) -> Result<Value, Rejection> {
     if value.is_object() || value.as_array().is_some_and(Vec::is_empty) {
         return Ok(value);
     }
-    Err(format!("the object is {}; an object is allowed", brief(&value)).into())
+    Err(format!("the value is {}; an object is allowed", brief(&value)).into())
 }
 
 /// The manager is read from the `id` inside, which has to be there (`apisix/secret.lua:40`).
@@ -20,9 +20,10 @@ pub(super) fn secret(rules: &Rules, mut value: Value) -> Result<Value, Rejection
     let id = value.get("id").and_then(Value::as_str).unwrap_or_default();
     let manager = id.split_once('/').map_or("", |(manager, _)| manager);
     let Some(schema) = rules.schemas.secret(manager) else {
-        return Err(
-            format!("/id is {id:?}; `<manager>/<name>` with the manager vault, aws or gcp is allowed").into()
-        );
+        return Err(format!(
+            "/id is {id:?}; `<manager>/<name>` with the manager vault, aws or gcp is allowed"
+        )
+        .into());
     };
     schema.check(&mut value, "")?;
     schema.fill(&mut value);

@@ -7,20 +7,21 @@
 
 mod der;
 
-use std::sync::Arc;
-
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
-use rustls::sign::CertifiedKey;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer};
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer,
+};
 
 use super::keyring::Keyring;
 
 /// OpenSSL wants whole padding and looks at no left-over bits.
-const BASE64: GeneralPurpose =
-    GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+);
 
 /// Why a text holds no certificate or key; reads on after the name of a field.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -34,7 +35,9 @@ pub enum PemError {
         found: String,
     },
     /// A block without its end, or with one that says something else.
-    #[error("has a {kind} block without its line `-----END {kind}-----`; the text is cut or has lost its line breaks")]
+    #[error(
+        "has a {kind} block without its line `-----END {kind}-----`; the text is cut or has lost its line breaks"
+    )]
     Unterminated {
         /// What stands after BEGIN.
         kind: String,
@@ -134,7 +137,8 @@ pub fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, PemError
     let mut found = Vec::new();
     // `TRUSTED CERTIFICATE` counts in the first place alone (`PEM_read_bio_X509_AUX`).
     while let Some(block) = blocks.next(|kind| {
-        matches!(kind, "CERTIFICATE" | "X509 CERTIFICATE") || found.is_empty() && kind == "TRUSTED CERTIFICATE"
+        matches!(kind, "CERTIFICATE" | "X509 CERTIFICATE")
+            || found.is_empty() && kind == "TRUSTED CERTIFICATE"
     })? {
         let bytes = block.decode()?;
         let der = der::certificate(&bytes).ok_or_else(|| block.content("its DER is malformed"))?;
@@ -150,7 +154,9 @@ pub fn private_key(text: &str) -> Result<PrivateKeyDer<'static>, PemError> {
         return Err(blocks.missing("private key"));
     };
     if block.encrypted || block.kind == "ENCRYPTED PRIVATE KEY" {
-        return Err(block.content("it is protected by a pass phrase, which cannot be given; store it without"));
+        return Err(
+            block.content("it is protected by a pass phrase, which cannot be given; store it without")
+        );
     }
     let bytes = block.decode()?;
     let malformed = || block.content("its DER is malformed or of an unknown algorithm");
@@ -173,16 +179,22 @@ pub fn stored_key(keyring: &Keyring, stored: &str) -> Result<PrivateKeyDer<'stat
 }
 
 /// Whether the TLS library of this program can serve the pair; if not, why.
-pub fn servable(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'_>) -> Result<(), String> {
+///
+/// `CertifiedKey::keys_match` would refuse certificates of X.509 version 1, which serve well: the keys
+/// are compared here.
+pub fn servable(chain: &[CertificateDer<'_>], key: &PrivateKeyDer<'_>) -> Result<(), String> {
     let signing = any_supported_type(key).map_err(|_| {
-        format!("its private key is {}, with which this program cannot sign", der::algorithm(key.secret_der()))
+        format!(
+            "its private key is {}, with which this program cannot sign",
+            der::algorithm(key.secret_der())
+        )
     })?;
-    match CertifiedKey::new(chain, Arc::clone(&signing)).keys_match() {
-        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(()),
-        Err(rustls::Error::InconsistentKeys(_)) => {
+    let certified = chain.first().and_then(|leaf| der::public_key(leaf));
+    match (certified, signing.public_key()) {
+        (Some(certified), Some(own)) if !der::same_public_key(certified, &own) => {
             Err("its private key does not belong to its certificate".into())
         }
-        Err(error) => Err(format!("its certificate cannot be served: {error}")),
+        _ => Ok(()),
     }
 }
 
@@ -212,6 +224,5 @@ fn write(kind: &str, der: &[u8]) -> String {
         text.push('\n');
         rest = after;
     }
-    text.push_str(&format!("-----END {kind}-----\n"));
-    text
+    text + "-----END " + kind + "-----\n"
 }

@@ -64,7 +64,8 @@ pub(super) fn one(
 fn unknown(rules: &Rules, name: &str, at: &str, notes: &mut Notes) -> Result<(), Rejection> {
     let near = rules.stream_plugins.iter().find(|known| distance(name, known) <= 2);
     let hint = near.map(|known| format!("; did you mean `{known}`?")).unwrap_or_default();
-    let sentence = format!("{at}: plugin {name} is not among the enabled stream_plugins of config.yaml{hint}");
+    let sentence =
+        format!("{at}: plugin {name} is not among the enabled stream_plugins of config.yaml{hint}");
     if rules.standalone {
         return Err(sentence.into());
     }
@@ -89,10 +90,8 @@ fn check(
     if let Some(filter) = conf.pointer("/_meta/filter") {
         // APISIX compiles it at the first session, logs the failure and runs the plugin.
         match Expr::compile(filter) {
-            Err(error) => notes.warn(format!(
-                "{at}/_meta/filter{}: {error}; the plugin runs on every session",
-                error.path
-            )),
+            Err(error) => notes
+                .warn(format!("{at}/_meta/filter{}: {error}; the plugin runs on every session", error.path)),
             Ok(expr) => dead_patterns(&expr, &format!("{at}/_meta/filter"), notes),
         }
     }
@@ -103,7 +102,8 @@ fn check(
 fn networks(conf: &Value, at: &str) -> Result<(), Vec<String>> {
     let lists = ["whitelist", "blacklist"].into_iter();
     let lists = lists.filter_map(|name| Some((name, conf.get(name)?.as_array()?)));
-    let entries = lists.flat_map(|(name, list)| list.iter().enumerate().map(move |(i, entry)| (name, i, entry)));
+    let entries =
+        lists.flat_map(|(name, list)| list.iter().enumerate().map(move |(i, entry)| (name, i, entry)));
     let mistakes: Vec<String> = entries
         .filter_map(|(name, i, entry)| {
             let error = IpMatcher::parse_apisix(entry.as_str()?).err()?;
@@ -114,7 +114,8 @@ fn networks(conf: &Value, at: &str) -> Result<(), Vec<String>> {
 }
 
 fn matches(conf: &Value, at: &str, notes: &mut Notes) -> Result<(), Vec<String>> {
-    let list = |value: &Value, name: &str| value.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
+    let list =
+        |value: &Value, name: &str| value.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
     for (i, rule) in list(conf, "rules").iter().enumerate() {
         for (j, entry) in list(rule, "match").iter().enumerate() {
             let at = format!("{at}/rules/{i}/match/{j}");

@@ -163,7 +163,8 @@ fn resolve(node: &Value, file: &str) -> Value {
                     resolved = target;
                 }
             }
-            let own = map.iter().filter(|(key, _)| !matches!(key.as_str(), "$ref" | "$defs" | "$id" | "$schema"));
+            let own =
+                map.iter().filter(|(key, _)| !matches!(key.as_str(), "$ref" | "$defs" | "$id" | "$schema"));
             resolved.extend(own.map(|(key, value)| (key.clone(), resolve(value, file))));
             Value::Object(resolved)
         }
@@ -187,8 +188,12 @@ fn lenient(node: &Value) -> Value {
                 ("properties" | "dependentSchemas", Value::Object(named)) => {
                     named.iter().map(|(name, schema)| (name.clone(), lenient(schema))).collect()
                 }
-                ("anyOf" | "oneOf" | "allOf", Value::Array(branches)) => branches.iter().map(lenient).collect(),
-                ("items" | "additionalProperties" | "if" | "then" | "else" | "not", schema) => lenient(schema),
+                ("anyOf" | "oneOf" | "allOf", Value::Array(branches)) => {
+                    branches.iter().map(lenient).collect()
+                }
+                ("items" | "additionalProperties" | "if" | "then" | "else" | "not", schema) => {
+                    lenient(schema)
+                }
                 _ => value.clone(),
             };
             (keyword.clone(), value)
@@ -243,7 +248,9 @@ mod tests {
     #[test]
     fn every_named_schema_is_there() {
         let schemas = Schemas::shared();
-        for schema in [&schemas.stream_route, &schemas.upstream, &schemas.checks, &schemas.service, &schemas.ssl] {
+        for schema in
+            [&schemas.stream_route, &schemas.upstream, &schemas.checks, &schemas.service, &schemas.ssl]
+        {
             assert_eq!(schema.plain["type"], "object");
             assert!(schema.validator.is_ok());
         }

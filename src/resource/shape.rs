@@ -44,7 +44,9 @@ fn walk(schema: &Value, value: &mut Value, visit: &mut impl FnMut(&Value, &mut V
         }
         Value::Array(list) => {
             if let Some(schema) = schema.get("items") {
-                list.iter_mut().for_each(|inner| visit(schema, inner));
+                for inner in list {
+                    visit(schema, inner);
+                }
             }
         }
         _ => return,
@@ -69,7 +71,8 @@ fn type_of(value: &Value) -> &'static str {
 
 /// The container an empty value has to become, if it is not one the schema takes already.
 fn wanted<'a>(schema: &'a Value, value: &Value) -> Option<&'a str> {
-    let mut names = schema.get("type").into_iter().chain(branches(schema).filter_map(|branch| branch.get("type")));
+    let mut names =
+        schema.get("type").into_iter().chain(branches(schema).filter_map(|branch| branch.get("type")));
     let own = type_of(value);
     let mut other = None;
     for name in names.by_ref().filter_map(Value::as_str) {

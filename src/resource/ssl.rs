@@ -26,12 +26,14 @@ pub(super) fn parse(
     if !client_type {
         further_pairs(&fields, &mut pairs)?;
     }
-    let client = if client_type { None } else { client(fields.nested("client"))? };
+    let client = if client_type { None } else { client(&fields.nested("client"))? };
     let (kept, dropped) = (pairs.kept, pairs.dropped);
     if kept.is_empty() {
         notes.unusable(dropped.join("; "));
     } else {
-        dropped.into_iter().for_each(|why| notes.warn(format!("{why}; the pair is left out")));
+        for why in dropped {
+            notes.warn(format!("{why}; the pair is left out"));
+        }
     }
     let protocols = protocols(&fields, notes);
     Ok(Ssl {
@@ -54,7 +56,10 @@ struct Pairs<'a> {
 
 impl Pairs<'_> {
     /// Checks one pair, each half with its path. A reference in either half defers the check of both.
-    fn read(&mut self, [(cert_at, cert), (key_at, key)]: [(String, Option<&str>); 2]) -> Result<(), Rejection> {
+    fn read(
+        &mut self,
+        [(cert_at, cert), (key_at, key)]: [(String, Option<&str>); 2],
+    ) -> Result<(), Rejection> {
         let (cert, key) = (cert.unwrap_or_default(), key.unwrap_or_default());
         if is_reference(cert) || is_reference(key) {
             self.kept.push((cert.into(), key.into()));
@@ -62,11 +67,11 @@ impl Pairs<'_> {
         }
         let chain = pem::certificates(cert).map_err(|error| format!("{cert_at} {error}"))?;
         let key = pem::stored_key(&self.rules.keyring, key).map_err(|error| format!("{key_at} {error}"))?;
-        match pem::servable(chain.clone(), &key) {
-            Ok(()) => self.kept.push((
-                pem::write_certificates(&chain).into(),
-                pem::write_private_key(&key).into(),
-            )),
+        match pem::servable(&chain, &key) {
+            Ok(()) => {
+                let pem = (pem::write_certificates(&chain).into(), pem::write_private_key(&key).into());
+                self.kept.push(pem);
+            }
             Err(why) => self.dropped.push(format!("{cert_at}: {why}")),
         }
         Ok(())
@@ -77,7 +82,9 @@ fn further_pairs(fields: &Document, pairs: &mut Pairs<'_>) -> Result<(), Rejecti
     let (certs, keys) = (fields.texts("certs"), fields.texts("keys"));
     if certs.len() != keys.len() {
         let (certs, keys) = (certs.len(), keys.len());
-        return Err(format!("/certs has {certs} entries and /keys has {keys}; as many of each are allowed").into());
+        return Err(
+            format!("/certs has {certs} entries and /keys has {keys}; as many of each are allowed").into()
+        );
     }
     for (i, (cert, key)) in certs.into_iter().zip(keys).enumerate() {
         pairs.read([(format!("/certs/{i}"), Some(cert)), (format!("/keys/{i}"), Some(key))])?;
@@ -86,9 +93,13 @@ fn further_pairs(fields: &Document, pairs: &mut Pairs<'_>) -> Result<(), Rejecti
 }
 
 /// What clients are verified with.
-fn client(fields: Document) -> Result<Option<(Box<str>, u32)>, Rejection> {
+fn client(fields: &Document) -> Result<Option<(Box<str>, u32)>, Rejection> {
     let Some(ca) = fields.text("ca") else { return Ok(None) };
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, as wanted here")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "`as` saturates, as wanted here"
+    )]
     let depth = fields.number("depth").unwrap_or(1.0) as u32;
     if is_reference(ca) {
         return Ok(Some((ca.into(), depth)));
@@ -103,7 +114,10 @@ fn protocols(fields: &Document, notes: &mut Notes) -> Option<Vec<Box<str>>> {
         return None;
     }
     if !listed.iter().any(|name| matches!(*name, "TLSv1.2" | "TLSv1.3")) {
-        notes.unusable("/ssl_protocols allows TLS 1.1 alone, which this program does not speak; add TLSv1.2 or TLSv1.3".into());
+        notes.unusable(
+            "/ssl_protocols allows TLS 1.1 alone, which this program does not speak; add TLSv1.2 or TLSv1.3"
+                .into(),
+        );
     }
     Some(listed.into_iter().map(Box::from).collect())
 }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use super::document::Document;
+use serde_json::Value;
+
+use super::document::{Document, is_reference};
 use super::plugins::{self, Owner};
 use super::rules::{Notes, Rejection, Rules};
 use super::{Protocol, StreamRoute, upstream};
 use crate::addr::IpMatcher;
 use crate::sni::SniPattern;
-use serde_json::Value;
 
 pub(super) fn parse(
     rules: &Rules,
@@ -18,8 +19,7 @@ pub(super) fn parse(
 ) -> Result<StreamRoute, Rejection> {
     rules.schemas.stream_route.check(&mut value, "")?;
     let mut fields = Document::from(value);
-    let plugins =
-        plugins::parse(rules, fields.nested("plugins").into_fields(), Owner::StreamRoute, notes)?;
+    let plugins = plugins::parse(rules, fields.nested("plugins").into_fields(), Owner::StreamRoute, notes)?;
     let remote_addr = address(&fields, "remote_addr", notes)?;
     let server_addr = address(&fields, "server_addr", notes)?;
     let protocol = match fields.take("protocol") {
@@ -47,6 +47,12 @@ pub(super) fn parse(
 /// The schema lets a reference to a secret pass; nothing resolves it and APISIX raises there.
 fn address(fields: &Document, name: &str, notes: &mut Notes) -> Result<Option<IpMatcher>, Rejection> {
     let Some(text) = fields.text(name) else { return Ok(None) };
+    if is_reference(text) {
+        return Err(format!(
+            "/{name} is {text:?}, a reference to a secret, which nothing resolves here; write the address itself"
+        )
+        .into());
+    }
     let matcher = IpMatcher::parse_apisix(text).map_err(|error| format!("/{name}: {error}"))?;
     if text.contains(['\0', '\n']) {
         notes.warn(format!("/{name} is {text:?}, which is read as {matcher}"));

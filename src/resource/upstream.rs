@@ -121,7 +121,7 @@ fn check_hash_key(fields: &Document) -> Result<(), String> {
         return Ok(());
     }
     let Some(key) = fields.text("key") else {
-        return Err("the object lacks `key`: chash needs what to hash, such as \"remote_addr\"".into());
+        return Err("the value lacks `key`: chash needs what to hash, such as \"remote_addr\"".into());
     };
     let text = key.strip_suffix('\n').unwrap_or(key);
     let fine = match hash_on {
@@ -177,7 +177,7 @@ fn checked_tls(
     let parsed = pair(rules, tls).map_err(|why| format!("/tls{why}"))?;
     if let (Some("tls"), Some(cert), Some(key)) = (scheme, &parsed.client_cert, &parsed.client_key) {
         let served = pem::certificates(cert)
-            .and_then(|chain| Ok(pem::servable(chain, &pem::private_key(key)?)))
+            .and_then(|chain| Ok(pem::servable(&chain, &pem::private_key(key)?)))
             .unwrap_or(Ok(()));
         if let Err(why) = served {
             notes.unusable(format!("/tls/client_cert: {why}"));

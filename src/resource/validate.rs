@@ -36,24 +36,24 @@ struct Answer {
 ///
 /// `kind` is `stream_route`, `upstream`, `service`, `ssl`, `secret`, `plugins`, `plugin:<name>` (the
 /// value is its configuration on a stream_route) or `plugin_metadata:<name>`. A line that cannot be
-/// read is answered too, with `ok` false and a null `id`.
+/// read is answered too, with `ok` false and a null `id` where none is found.
 #[must_use]
 pub fn validate_line(rules: &Rules, line: &str) -> String {
     let answer = match serde_json::from_str::<Question<'_>>(line) {
         Err(error) => Answer {
+            id: serde_json::from_str::<Value>(line)
+                .ok()
+                .and_then(|line| line.get("id").cloned())
+                .unwrap_or_default(),
             error: Some(format!("the line is not an object with `id`, `kind` and `value`: {error}")),
             ..Answer::default()
         },
         Ok(question) => {
             let id = question.id.clone();
             match decide(rules, &question) {
-                Ok(notes) => Answer {
-                    id,
-                    ok: true,
-                    error: None,
-                    unusable: notes.unusable,
-                    warnings: notes.warnings,
-                },
+                Ok(notes) => {
+                    Answer { id, ok: true, error: None, unusable: notes.unusable, warnings: notes.warnings }
+                }
                 Err(rejection) => Answer { id, error: Some(rejection.to_string()), ..Answer::default() },
             }
         }

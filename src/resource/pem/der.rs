@@ -3,7 +3,7 @@
 //! OpenSSL's decoders look at the structure, not at the mathematics: so do these. Bytes after the
 //! structure are cut off, as there.
 
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, SubjectPublicKeyInfo, X509Certificate};
 
 const INTEGER: u8 = 0x02;
 const OCTETS: u8 = 0x04;
@@ -52,6 +52,19 @@ fn sequence(bytes: &[u8]) -> Option<(Reader<'_>, &[u8])> {
 pub(super) fn certificate(bytes: &[u8]) -> Option<&[u8]> {
     let (rest, _) = X509Certificate::from_der(bytes).ok()?;
     bytes.get(..bytes.len() - rest.len())
+}
+
+/// The `SubjectPublicKeyInfo` of a certificate.
+pub(super) fn public_key(certificate: &[u8]) -> Option<&[u8]> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(certificate.tbs_certificate.subject_pki.raw)
+}
+
+/// Compares the keys alone: algorithm parameters may be left out in one of them.
+pub(super) fn same_public_key(left: &[u8], right: &[u8]) -> bool {
+    let key =
+        |bytes| SubjectPublicKeyInfo::from_der(bytes).ok().map(|(_, info)| info.subject_public_key.data);
+    key(left) == key(right)
 }
 
 /// RFC 8017: version and eight numbers.

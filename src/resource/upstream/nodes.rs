@@ -1,21 +1,23 @@
 //! The nodes of an upstream, in the order written.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 
+use super::super::Node;
 use super::super::explain::brief;
 use super::super::rules::Notes;
-use super::super::Node;
 use super::clamped;
 use crate::addr::{Host, HostPort};
 
 /// Reads both forms. A node no session could be sent to is dropped alone, with a warning.
-pub(super) fn parse(nodes: Value, owner: &str, notes: &mut Notes) -> Vec<Node> {
-    let mut kept: Vec<Node> = Vec::new();
-    let mut keep = |written: &str, node: Result<Node, String>| match node {
-        Ok(node) => insert(&mut kept, node),
-        Err(why) => notes.warn(format!("{owner}: node {written} {why}; it is left out")),
+pub(super) fn parse(written: Value, owner: &str, notes: &mut Notes) -> Vec<Node> {
+    let mut kept = Kept::default();
+    let mut keep = |key: &str, node: Result<Node, String>| match node {
+        Ok(node) => kept.insert(node),
+        Err(why) => notes.warn(format!("{owner}: node {key} {why}; it is left out")),
     };
-    match nodes {
+    match written {
         Value::Object(map) => {
             for (key, weight) in &map {
                 let HostPort { host, port } = HostPort::parse_apisix(key);
@@ -30,9 +32,10 @@ pub(super) fn parse(nodes: Value, owner: &str, notes: &mut Notes) -> Vec<Node> {
                 keep(&format!("{host:?}"), node(Host::parse(host), port, weight, entry.get("priority")));
             }
         }
-        other => notes.warn(format!("{owner}: nodes is {}, which nothing resolves; there is no node", brief(&other))),
+        other => notes
+            .warn(format!("{owner}: nodes is {}, which nothing resolves; there is no node", brief(&other))),
     }
-    kept
+    kept.nodes
 }
 
 /// A port of an object, which may be written as `80.0`.
@@ -63,13 +66,21 @@ fn usable(name: &str) -> Result<(), String> {
     }
 }
 
-/// As in APISIX, within one priority the last weight of an address counts (`apisix/balancer.lua:60`).
-fn insert(kept: &mut Vec<Node>, node: Node) {
-    let same = |other: &&mut Node| {
-        other.host == node.host && other.port == node.port && other.priority == node.priority
-    };
-    match kept.iter_mut().find(same) {
-        Some(earlier) => earlier.weight = node.weight,
-        None => kept.push(node),
+/// The nodes so far. As in APISIX, within one priority the last weight of an address counts
+/// (`apisix/balancer.lua:60`).
+#[derive(Default)]
+struct Kept {
+    nodes: Vec<Node>,
+    places: HashMap<(Host, u16, i64), usize>,
+}
+
+impl Kept {
+    fn insert(&mut self, node: Node) {
+        let place =
+            *self.places.entry((node.host.clone(), node.port, node.priority)).or_insert(self.nodes.len());
+        match self.nodes.get_mut(place) {
+            Some(earlier) => earlier.weight = node.weight,
+            None => self.nodes.push(node),
+        }
     }
 }
