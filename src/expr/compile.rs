@@ -1,4 +1,5 @@
-//! From JSON to the tree, by the rules of `resty/expr/v1.lua`.
+//! From JSON to the tree, by the rules of `resty/expr/v1.lua`. It nests as deep as the JSON decoder lets
+//! it (128), so recursion is bounded.
 
 use std::fmt::Write as _;
 
@@ -9,20 +10,16 @@ use super::{ExprError, Operand, Order, Rule, Test};
 use crate::addr::IpMatcher;
 use crate::number;
 
-/// Deeper nesting than anyone writes; the tree is walked recursively.
-const MAX_DEPTH: usize = 64;
-
 /// Where in the expression the compiler stands, outermost first.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     parent: Option<&'a Place<'a>>,
     index: usize,
-    depth: usize,
 }
 
 impl Place<'_> {
     fn child(&self, index: usize) -> Place<'_> {
-        Place { parent: Some(self), index, depth: self.depth + 1 }
+        Place { parent: Some(self), index }
     }
 
     fn path(&self) -> String {
@@ -39,7 +36,7 @@ impl Place<'_> {
 }
 
 pub(super) fn expression(value: &Value) -> Result<Option<Rule>, ExprError> {
-    let place = Place { parent: None, index: 0, depth: 0 };
+    let place = Place { parent: None, index: 0 };
     let rule = match value {
         Value::Array(rule) => rule,
         Value::Object(map) if map.is_empty() => return Ok(None),
@@ -72,9 +69,6 @@ fn logic(value: &Value) -> Option<(bool, bool)> {
 }
 
 fn compile(rule: &[Value], place: Place<'_>) -> Result<Rule, ExprError> {
-    if place.depth > MAX_DEPTH {
-        return Err(place.error(format!("an expression nests at most {MAX_DEPTH} deep")));
-    }
     let inner = |skip: usize| -> Result<Vec<Rule>, ExprError> {
         rule.iter()
             .enumerate()

@@ -114,8 +114,6 @@ fn networks(conf: &Value, at: &str) -> Result<(), Vec<String>> {
 }
 
 fn matches(conf: &Value, at: &str, notes: &mut Notes) -> Result<(), Vec<String>> {
-    let list =
-        |value: &Value, name: &str| value.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
     for (i, rule) in list(conf, "rules").iter().enumerate() {
         for (j, entry) in list(rule, "match").iter().enumerate() {
             let at = format!("{at}/rules/{i}/match/{j}");
@@ -128,6 +126,10 @@ fn matches(conf: &Value, at: &str, notes: &mut Notes) -> Result<(), Vec<String>>
         }
     }
     Ok(())
+}
+
+fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
+    value.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
 fn dead_patterns(expr: &Expr, at: &str, notes: &mut Notes) {
