@@ -189,6 +189,17 @@ fn unknown_plugins_reject_in_standalone_alone() {
     assert!(unbuilt.warnings[0].contains("NOT ENFORCED"), "{:?}", unbuilt.warnings);
 }
 
+/// SG-002
+#[test]
+fn standalone_checks_and_keeps_the_plugins_of_a_service() {
+    let key = Key::new(Kind::Service, "7");
+    assert!(rules(true).parse(&key, br#"{"plugins":{"prometheus":{}}}"#).is_ok());
+    for value in [&br#"{"plugins":{"nope":{}}}"#[..], br#"{"plugins":{"mqtt-proxy":{}}}"#] {
+        assert!(rules(true).parse(&key, value).is_err());
+        assert!(rules(false).parse(&key, value).is_ok());
+    }
+}
+
 #[track_caller]
 fn line(line: &str, expected: &Value) {
     let answer: Value = serde_json::from_str(&validate_line(&rules(false), line)).unwrap();
