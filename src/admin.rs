@@ -179,15 +179,17 @@ fn flag(on: bool) -> f64 {
 mod tests {
     use super::*;
     use crate::live::node_state::HeldRead;
+    use crate::live::source_status::SourceStatus;
 
     /// An admin over an empty snapshot, and the receiver of `accept-state`.
     pub(super) fn admin() -> (Arc<Admin>, mpsc::Receiver<()>) {
         let (accept_state, accepted) = mpsc::channel(1);
+        let status = Arc::new(SourceStatus::new(tokio::time::Instant::now().into_std()));
         let parts = Parts {
             metrics: Metrics::new(&kinds(), "1.2.3"),
             published: Published::default(),
             totals: Arc::default(),
-            state: Arc::new(NodeState::new("etcd", unix_ms())),
+            state: Arc::new(NodeState::new("etcd", unix_ms(), status)),
             accept_state,
         };
         (Arc::new(Admin::new(parts, None)), accepted)

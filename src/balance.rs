@@ -52,6 +52,8 @@ pub struct PoolSettings {
     pub retry_timeout: Option<Duration>,
     /// What is spoken to nodes.
     pub scheme: Scheme,
+    /// Some node is a name without an answer yet: sessions that find no node wait for it.
+    pub pending: bool,
 }
 
 /// An upstream ready for sessions: its nodes with their addresses, and the state of its balancer.
@@ -68,6 +70,7 @@ pub struct Pool {
     /// What chash hashes; none for the others.
     key: Option<Key>,
     degraded: Option<String>,
+    method: Method,
 }
 
 /// The nodes of one priority.
@@ -123,13 +126,23 @@ impl Pool {
             priorities.into_iter().map(|priority| Group::new(&nodes, priority, method, seed)).collect();
         let coarse = groups.iter().any(|group| group.weighted.is_coarse());
         let degraded = degraded(balancer, coarse);
-        Self { id, settings, nodes, groups, key: Key::of(balancer), degraded }
+        Self { id, settings, nodes, groups, key: Key::of(balancer), degraded, method }
     }
 
     /// The nodes in their configured order.
     #[must_use]
     pub fn nodes(&self) -> &[PoolNode] {
         &self.nodes
+    }
+
+    /// How nodes are chosen: APISIX's word.
+    #[must_use]
+    pub fn method(&self) -> &'static str {
+        match self.method {
+            Method::Turns => "roundrobin",
+            Method::Hash => "chash",
+            Method::Fewest => "least_conn",
+        }
     }
 
     /// What the balancer does otherwise than configured, as a sentence for the operator.
@@ -238,7 +251,8 @@ impl Tried {
         !self.labels.is_empty() && self.labels.contains(&node.label)
     }
 
-    fn note(&mut self, node: &PoolNode) {
+    /// Counts a node as tried.
+    pub fn note(&mut self, node: &PoolNode) {
         self.labels.insert(node.label.clone());
     }
 }

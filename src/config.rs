@@ -161,6 +161,29 @@ pub struct RulesConfig {
     pub standalone: bool,
 }
 
+impl RulesConfig {
+    /// Every plugin and protocol that is known enabled, APISIX's default keyring, objects of etcd:
+    /// what judges objects where no config.yaml is given.
+    #[must_use]
+    pub fn everything() -> Self {
+        let owned = |names: &[&str]| names.iter().copied().map(Box::from).collect();
+        Self {
+            stream_plugins: owned(&[
+                "ip-restriction",
+                "limit-conn",
+                "mqtt-proxy",
+                "traffic-split",
+                "prometheus",
+                "syslog",
+            ]),
+            xrpc_protocols: owned(&["redis", "dubbo"]),
+            keyring: owned(&["qeddd145sfvddff3", "edd1c9f0985e76a2"]),
+            plugins_key_counts: false,
+            standalone: false,
+        }
+    }
+}
+
 /// Without the keys.
 impl fmt::Debug for RulesConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

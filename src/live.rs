@@ -8,8 +8,8 @@
 pub mod listen_stats;
 pub mod node_state;
 pub mod series;
-pub mod totals;
 pub mod source_status;
+pub mod totals;
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -162,6 +162,15 @@ impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Relaxed);
     }
+}
+
+/// All that outlives snapshots.
+#[derive(Debug, Default)]
+pub struct Live {
+    /// Statistics of stream_routes, by id.
+    pub routes: Registry<Arc<str>, Stats>,
+    /// Statistics of nodes, by pool id and `host:port`.
+    pub nodes: Registry<(Arc<str>, Arc<str>), Stats>,
 }
 
 /// Entries by key, each kept as long as somebody holds it.

@@ -144,6 +144,8 @@ pub struct StreamRoute {
     pub id: Arc<str>,
     /// Shown beside the id.
     pub name: Option<Box<str>>,
+    /// When the Admin API wrote it first, in seconds since 1970; absent where it did not.
+    pub create_time: Option<i64>,
     /// Addresses of clients it takes; all where absent.
     pub remote_addr: Option<IpMatcher>,
     /// Local addresses it takes; all where absent.
@@ -240,6 +242,8 @@ pub struct Upstream {
 pub struct Node {
     /// An address, or a name to resolve.
     pub host: Host,
+    /// The host as written, an IPv6 address in brackets: chash hashes this text, not the address.
+    pub written: Box<str>,
     /// The port.
     pub port: u16,
     /// Share of new sessions; a huge value of the object is cut to `u32::MAX`.

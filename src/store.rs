@@ -1,12 +1,24 @@
 //! The last good version of every object, and what is wrong with the others.
+//!
+//! Events go in; the store parses each object whole before it commits it, so that building a
+//! snapshot cannot fail. A bad object rejects itself alone and its previous version keeps serving.
+//! Sans I/O: the caller brings the bytes and the time.
 
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::resource::Key;
+use crate::config::RulesConfig;
+use crate::matcher::Order;
+use crate::resource::{Key, Kind, Object, Rules};
+
+mod apply;
+mod held;
+
+pub use held::{Held, HeldState};
 
 /// One change, from a source or from name resolution.
 #[derive(Clone, Debug)]
@@ -29,7 +41,7 @@ pub enum Event {
     },
     /// Everything there is: objects that are not in it are gone.
     Resync {
-        /// All objects with their revisions.
+        /// All objects with their revisions, in the order of a file where they come from one.
         objects: Vec<(Key, Bytes, i64)>,
         /// The revision of the read.
         revision: i64,
@@ -54,17 +66,154 @@ pub struct Batch {
     pub revision: i64,
 }
 
-/// An object version that was not taken.
+/// An object that is not served as it was written last.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Rejected {
-    /// Which object.
+    /// Which.
     pub key: Key,
     /// The revision that was refused.
     pub revision: i64,
-    /// A sentence for the operator.
+    /// Why: a sentence for the operator.
     pub reason: Arc<str>,
-    /// When this was first found, in milliseconds since 1970.
+    /// Since when the present refusal stands: milliseconds since the Unix epoch.
     pub since_unix_ms: u64,
-    /// An earlier version of the object serves on.
+    /// A previous version of it keeps serving.
     pub previous_serves: bool,
+}
+
+/// An accepted object.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The revision it was accepted at.
+    pub revision: i64,
+    /// Its place among objects of its kind.
+    pub order: Order,
+    /// The typed object.
+    pub object: Object,
+    /// Sentences about parts that were dropped or do nothing.
+    pub warnings: Arc<[String]>,
+    /// Kept where the object carries plugins: another list of enabled plugins parses it anew.
+    raw: Option<Bytes>,
+}
+
+/// A refused version, with what it takes to try it again.
+#[derive(Clone, Debug)]
+struct Refused {
+    rejected: Rejected,
+    raw: Bytes,
+    order: Order,
+}
+
+/// What an application changed: the snapshot rebuilds what depends on it.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// Objects that were put, removed, refused or parsed anew.
+    pub keys: Vec<Key>,
+    /// Names with other addresses.
+    pub names: Vec<Arc<str>>,
+    /// Objects refused by this application, for the log.
+    pub refused: Vec<Rejected>,
+}
+
+impl Changes {
+    /// Nothing a session could notice.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.names.is_empty()
+    }
+}
+
+/// All objects.
+#[derive(Debug)]
+pub struct Store {
+    config: RulesConfig,
+    rules: Rules,
+    /// A full read's order counts, not that of the keys.
+    given_order: bool,
+    objects: HashMap<Key, Entry>,
+    counts: BTreeMap<Kind, usize>,
+    /// Another list of enabled plugins may accept them.
+    rejected: BTreeMap<Key, Refused>,
+    addresses: HashMap<Arc<str>, Arc<[IpAddr]>>,
+    held: Option<Held>,
+    revision: i64,
+    loaded: bool,
+}
+
+impl Store {
+    /// An empty store that accepts by these rules.
+    #[must_use]
+    pub fn new(config: RulesConfig) -> Self {
+        Self {
+            rules: Rules::new(&config),
+            given_order: config.standalone,
+            config,
+            objects: HashMap::new(),
+            counts: BTreeMap::new(),
+            rejected: BTreeMap::new(),
+            addresses: HashMap::new(),
+            held: None,
+            revision: 0,
+            loaded: false,
+        }
+    }
+
+    /// Orders objects as a full read gives them, not by their keys: the way of files.
+    #[must_use]
+    pub fn in_given_order(mut self) -> Self {
+        self.given_order = true;
+        self
+    }
+
+    /// The revision of the last event taken in.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// A full state has been taken in since the start.
+    #[must_use]
+    pub fn is_loaded(&self) -> bool {
+        self.loaded
+    }
+
+    /// The accepted version of an object.
+    #[must_use]
+    pub fn entry(&self, key: &Key) -> Option<&Entry> {
+        self.objects.get(key)
+    }
+
+    /// All accepted objects, in no order.
+    pub fn entries(&self) -> impl Iterator<Item = (&Key, &Entry)> {
+        self.objects.iter()
+    }
+
+    /// Accepted objects of each kind there is.
+    #[must_use]
+    pub fn counts(&self) -> &BTreeMap<Kind, usize> {
+        &self.counts
+    }
+
+    /// How many objects of a kind are accepted.
+    #[must_use]
+    pub fn count(&self, kind: Kind) -> usize {
+        self.counts.get(&kind).copied().unwrap_or_default()
+    }
+
+    /// Refused objects, by key.
+    pub fn rejected(&self) -> impl Iterator<Item = &Rejected> {
+        self.rejected.values().map(|refused| &refused.rejected)
+    }
+
+    /// The addresses of a name; `None` before its first answer.
+    #[must_use]
+    pub fn addresses(&self, name: &str) -> Option<&Arc<[IpAddr]>> {
+        self.addresses.get(name)
+    }
+
+    /// A full read that is held back, waiting for an operator.
+    #[must_use]
+    pub fn held(&self) -> Option<HeldState> {
+        self.held.as_ref().map(Held::state)
+    }
 }

@@ -10,7 +10,6 @@ use crate::config::Prometheus;
 use crate::live::listen_stats::{Bandwidth, ListenStats};
 use crate::live::node_state::NodeState;
 use crate::live::totals::{ExtraLabel, Totals};
-use crate::resource::Kind as ObjectKind;
 use crate::snapshot::Snapshot;
 
 /// What the series are made from.
@@ -21,10 +20,6 @@ pub(crate) struct Facts<'a> {
     pub(crate) state: &'a NodeState,
     pub(crate) hostname: &'a str,
 }
-
-/// Kinds that have a line in `apisix_etcd_modify_indexes`: those this node reads.
-const INDEXED: [ObjectKind; 4] =
-    [ObjectKind::Service, ObjectKind::Ssl, ObjectKind::StreamRoute, ObjectKind::Upstream];
 
 /// The extra labels that the configuration gives a metric, for [`Totals::new`].
 #[must_use]
@@ -74,10 +69,11 @@ impl Page<'_> {
     }
 
     fn etcd(&mut self, facts: Facts<'_>) {
-        let highest = ObjectKind::ALL.map(|kind| facts.snapshot.modify_index(kind)).into_iter().max();
+        let status = &facts.state.status;
+        let highest = status.modify_indexes().map(|(_, index)| index).max();
         let mut indexes =
             vec![("max_modify_index", highest.unwrap_or_default()), ("prev_index", facts.snapshot.revision)];
-        indexes.extend(INDEXED.map(|kind| (kind.directory(), facts.snapshot.modify_index(kind))));
+        indexes.extend(status.modify_indexes());
         indexes.push(("x_etcd_index", facts.state.source_revision()));
         let samples = indexes.into_iter().map(|(key, index)| (text::labels(&[("key", key)]), index));
         self.family("etcd_modify_indexes", Kind::Gauge, "Etcd modify index for APISIX keys", samples);
@@ -173,8 +169,11 @@ fn directions(bandwidth: Bandwidth) -> [(&'static str, &'static str, u64); 4] {
 mod tests {
     use std::time::Duration;
 
+    use std::sync::Arc;
+
     use super::*;
     use crate::config::ExtraLabels;
+    use crate::live::source_status::SourceStatus;
     use crate::session::{End, Inbound, Outcome, Traffic, Transport};
 
     fn outcome(listen_addr: &str, node: Option<&str>, end: End) -> Outcome {
@@ -214,23 +213,34 @@ mod tests {
 apisix_node_info{hostname=\"vm\",version=\"VERSION\"} 1
 ";
 
+    fn state(source: &'static str) -> NodeState {
+        let status = SourceStatus::new(tokio::time::Instant::now().into_std());
+        NodeState::new(source, 0, Arc::new(status))
+    }
+
     #[test]
     fn families_without_samples_are_not_told() {
-        check("apisix_", &Totals::default(), &NodeState::new("file", 0), NODE_INFO);
+        check("apisix_", &Totals::default(), &state("file"), NODE_INFO);
     }
 
     #[test]
     fn etcd_has_its_own_families() {
-        let state = NodeState::new("etcd", 0);
-        state.contacted(1, 5360);
+        let state = state("etcd");
+        state.status.contact(tokio::time::Instant::now().into_std());
+        state.status.see(5360);
+        state.status.modify("stream_routes", 5300);
         let etcd = "\
 # HELP apisix_etcd_modify_indexes Etcd modify index for APISIX keys
 # TYPE apisix_etcd_modify_indexes gauge
-apisix_etcd_modify_indexes{key=\"max_modify_index\"} 0
+apisix_etcd_modify_indexes{key=\"max_modify_index\"} 5300
 apisix_etcd_modify_indexes{key=\"prev_index\"} 0
+apisix_etcd_modify_indexes{key=\"consumers\"} 0
+apisix_etcd_modify_indexes{key=\"global_rules\"} 0
+apisix_etcd_modify_indexes{key=\"protos\"} 0
+apisix_etcd_modify_indexes{key=\"routes\"} 0
 apisix_etcd_modify_indexes{key=\"services\"} 0
 apisix_etcd_modify_indexes{key=\"ssls\"} 0
-apisix_etcd_modify_indexes{key=\"stream_routes\"} 0
+apisix_etcd_modify_indexes{key=\"stream_routes\"} 5300
 apisix_etcd_modify_indexes{key=\"upstreams\"} 0
 apisix_etcd_modify_indexes{key=\"x_etcd_index\"} 5360
 # HELP apisix_etcd_reachable Config server etcd reachable from APISIX, 0 is unreachable
@@ -270,7 +280,7 @@ apisix_stream_status{code=\"200\",listen_addr=\"127.0.0.1:19100\",node=\"127.0.0
 apisix_stream_status{code=\"403\",listen_addr=\"127.0.0.1:19104\",node=\"\"} 1
 apisix_stream_status{code=\"502\",listen_addr=\"127.0.0.1:19103\",node=\"127.0.0.1:19399\"} 1
 ";
-        check("apisix_", &totals, &NodeState::new("file", 0), &format!("{NODE_INFO}{stream}"));
+        check("apisix_", &totals, &state("file"), &format!("{NODE_INFO}{stream}"));
     }
 
     #[test]
@@ -289,7 +299,7 @@ apisix_stream_status{code=\"502\",listen_addr=\"127.0.0.1:19103\",node=\"127.0.0
         let totals = Totals::new(labels("stream_connection_total"), labels("stream_status"));
         totals.record(&outcome("0.0.0.0:1", None, End::ClientClosed));
         let mut out = String::new();
-        let state = NodeState::new("file", 0);
+        let state = state("file");
         let facts = Facts { snapshot: &Snapshot::default(), totals: &totals, state: &state, hostname: "vm" };
         render(&mut out, &prometheus.prefix, facts);
         assert!(

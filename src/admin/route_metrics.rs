@@ -272,6 +272,7 @@ mod tests {
             target: Target::Nothing,
             plugins: Arc::default(),
             tls_passthrough: false,
+            degraded: Arc::default(),
         })
     }
 
@@ -281,6 +282,7 @@ mod tests {
             attempts: 1,
             retry_timeout: None,
             scheme: Scheme::Plain,
+            pending: false,
         };
         let node = |(label, stats): &(&str, &Arc<Stats>)| PoolNode {
             addr: label.parse().unwrap(),

@@ -101,14 +101,23 @@ fn seconds(ms: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use super::*;
+    use crate::live::source_status::SourceStatus;
     use crate::resource::{Key, Kind};
+
+    fn state(started_unix_ms: u64) -> (NodeState, std::time::Instant) {
+        let start = tokio::time::Instant::now().into_std();
+        (NodeState::new("etcd", started_unix_ms, Arc::new(SourceStatus::new(start))), start)
+    }
 
     #[test]
     fn readiness_survives_the_loss_of_the_source() {
-        let state = NodeState::new("etcd", 0);
+        let (state, start) = state(0);
         assert_eq!(not_ready(&state).unwrap(), "no configuration has been received from etcd yet");
-        state.lost(1, "10.0.0.5:2379 refused the connection");
+        state.status.fail(start, false, "10.0.0.5:2379 refused the connection".into());
         assert!(not_ready(&state).unwrap().ends_with("yet: 10.0.0.5:2379 refused the connection"));
         state.set_ready();
         assert_eq!(not_ready(&state), None);
@@ -135,9 +144,9 @@ mod tests {
 
     #[test]
     fn the_page_shows_source_and_held_read() {
-        let state = NodeState::new("etcd", 1_000);
-        state.contacted(3_000, 42);
-        state.lost(5_000, "timed out");
+        let (state, start) = state(1_000);
+        state.status.contact(start + Duration::from_secs(2));
+        state.status.fail(start + Duration::from_secs(4), false, "timed out".into());
         let read =
             HeldRead { revision: 40, routes: 20, removed: 18, since_unix_ms: 4_000, until_unix_ms: 604_000 };
         state.set_held(Some(read));

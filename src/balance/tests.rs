@@ -15,6 +15,7 @@ fn settings() -> PoolSettings {
         attempts: 1,
         retry_timeout: Some(Duration::ZERO),
         scheme: Scheme::Plain,
+        pending: false,
     }
 }
 

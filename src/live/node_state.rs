@@ -1,24 +1,24 @@
-//! How this node stands towards its source of objects: written by whoever reads the source and
-//! applies it, read by the status pages. Times are arguments, in milliseconds since 1970.
+//! How this node stands: ready or not, what is held back, and how its source of objects is doing.
+//! Times are in milliseconds since 1970, given by whoever knows the clock.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 
-/// The state of the source and of what was made of it.
+use super::source_status::SourceStatus;
+
+/// The state of the node.
 #[derive(Debug)]
 pub struct NodeState {
     /// `etcd` or `file`.
     pub source: &'static str,
-    /// When the process began.
+    /// When the process began; the times of `status` count from there.
     pub started_unix_ms: u64,
+    /// Written by whoever reads the source.
+    pub status: Arc<SourceStatus>,
     ready: AtomicBool,
-    reachable: AtomicBool,
-    contact_unix_ms: AtomicU64,
-    event_unix_ms: AtomicU64,
-    source_revision: AtomicI64,
-    problem: ArcSwapOption<Problem>,
     held: ArcSwapOption<HeldRead>,
 }
 
@@ -26,7 +26,7 @@ pub struct NodeState {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Problem {
     /// A sentence for the operator.
-    pub text: Arc<str>,
+    pub text: String,
     /// Since when.
     pub since_unix_ms: u64,
 }
@@ -49,38 +49,8 @@ pub struct HeldRead {
 impl NodeState {
     /// A node that has read nothing yet.
     #[must_use]
-    pub fn new(source: &'static str, started_unix_ms: u64) -> Self {
-        Self {
-            source,
-            started_unix_ms,
-            ready: AtomicBool::new(false),
-            reachable: AtomicBool::new(false),
-            contact_unix_ms: AtomicU64::new(started_unix_ms),
-            event_unix_ms: AtomicU64::new(started_unix_ms),
-            source_revision: AtomicI64::new(0),
-            problem: ArcSwapOption::empty(),
-            held: ArcSwapOption::empty(),
-        }
-    }
-
-    /// The source answered, with its present revision (0 where it has none).
-    pub fn contacted(&self, now_unix_ms: u64, revision: i64) {
-        self.contact_unix_ms.store(now_unix_ms, Relaxed);
-        self.source_revision.fetch_max(revision, Relaxed);
-        self.reachable.store(true, Relaxed);
-        self.problem.store(None);
-    }
-
-    /// The source cannot be read. The time of the first of several failures in a row is kept.
-    pub fn lost(&self, now_unix_ms: u64, text: impl Into<Arc<str>>) {
-        let since = self.problem().map_or(now_unix_ms, |problem| problem.since_unix_ms);
-        self.problem.store(Some(Arc::new(Problem { text: text.into(), since_unix_ms: since })));
-        self.reachable.store(false, Relaxed);
-    }
-
-    /// A change of objects was applied.
-    pub fn event(&self, now_unix_ms: u64) {
-        self.event_unix_ms.store(now_unix_ms, Relaxed);
+    pub fn new(source: &'static str, started_unix_ms: u64, status: Arc<SourceStatus>) -> Self {
+        Self { source, started_unix_ms, status, ready: AtomicBool::new(false), held: ArcSwapOption::empty() }
     }
 
     /// A first state serves. Nothing makes a ready node unready again.
@@ -102,31 +72,37 @@ impl NodeState {
     /// Reports whether the source answered last time.
     #[must_use]
     pub fn reachable(&self) -> bool {
-        self.reachable.load(Relaxed)
+        self.status.reachable()
     }
 
     /// When the source answered last; before the first time, when the process began.
     #[must_use]
     pub fn contact_unix_ms(&self) -> u64 {
-        self.contact_unix_ms.load(Relaxed)
+        self.unix_ms(self.status.contact_since_start())
     }
 
     /// When a change was applied last; before the first time, when the process began.
     #[must_use]
     pub fn event_unix_ms(&self) -> u64 {
-        self.event_unix_ms.load(Relaxed)
+        self.unix_ms(self.status.event_since_start())
     }
 
     /// The newest revision the source told of.
     #[must_use]
     pub fn source_revision(&self) -> i64 {
-        self.source_revision.load(Relaxed)
+        self.status.seen_revision()
     }
 
     /// What keeps the source from being read.
     #[must_use]
-    pub fn problem(&self) -> Option<Arc<Problem>> {
-        self.problem.load_full()
+    pub fn problem(&self) -> Option<Problem> {
+        let error = self.status.last_error()?;
+        Some(Problem { text: error.sentence, since_unix_ms: self.unix_ms(Some(error.since)) })
+    }
+
+    fn unix_ms(&self, since_start: Option<Duration>) -> u64 {
+        let since_start = since_start.unwrap_or_default().as_millis();
+        self.started_unix_ms.saturating_add(u64::try_from(since_start).unwrap_or(u64::MAX))
     }
 
     /// The full read that is kept back.
@@ -141,16 +117,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_in_a_row_keep_the_time_of_the_first() {
-        let state = NodeState::new("etcd", 1_000);
-        state.contacted(2_000, 7);
-        state.lost(3_000, "connection refused");
-        state.lost(4_000, "timed out");
-        let problem = state.problem().unwrap();
-        assert_eq!((&*problem.text, problem.since_unix_ms), ("timed out", 3_000));
-        assert!(!state.reachable());
-        state.contacted(5_000, 3);
-        assert_eq!((state.problem(), state.reachable()), (None, true));
-        assert_eq!((state.contact_unix_ms(), state.source_revision()), (5_000, 7));
+    fn times_of_the_source_count_from_the_start() {
+        let start = tokio::time::Instant::now().into_std();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let state = NodeState::new("etcd", 1_000, Arc::new(SourceStatus::new(start)));
+        assert_eq!((state.contact_unix_ms(), state.problem(), state.reachable()), (1_000, None, false));
+        state.status.contact(at(2));
+        assert_eq!((state.contact_unix_ms(), state.reachable()), (3_000, true));
+        state.status.fail(at(4), false, "timed out".into());
+        let problem = Problem { text: "timed out".into(), since_unix_ms: 5_000 };
+        assert_eq!((state.problem(), state.reachable()), (Some(problem), false));
     }
 }

@@ -132,6 +132,18 @@ impl SourceStatus {
         self.event.age(now.saturating_duration_since(self.start))
     }
 
+    /// When the source last answered, counted from the start; none: never.
+    #[must_use]
+    pub fn contact_since_start(&self) -> Option<Duration> {
+        self.contact.since_start()
+    }
+
+    /// When the last change was handed on, counted from the start; none: never.
+    #[must_use]
+    pub fn event_since_start(&self) -> Option<Duration> {
+        self.event.since_start()
+    }
+
     /// The revision everything up to which was handed on; 0: nothing yet.
     #[must_use]
     pub fn applied_revision(&self) -> i64 {
@@ -180,6 +192,10 @@ struct Moment(AtomicU64);
 impl Moment {
     fn set(&self, since_start: Duration) {
         self.0.store(millis(since_start) + 1, Relaxed);
+    }
+
+    fn since_start(&self) -> Option<Duration> {
+        self.0.load(Relaxed).checked_sub(1).map(Duration::from_millis)
     }
 
     fn age(&self, since_start: Duration) -> Option<Duration> {

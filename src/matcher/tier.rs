@@ -131,12 +131,11 @@ impl<T: Clone> Tier<T> {
         let rule = &entry.record.rule;
         let place = Place::of(rule);
         let shape = Shape::of(place);
-        match self.shapes.iter_mut().find(|(other, _)| *other == shape) {
-            Some((_, count)) => *count += 1,
-            None => {
-                self.shapes.reserve_exact(1);
-                self.shapes.push((shape, 1));
-            }
+        if let Some((_, count)) = self.shapes.iter_mut().find(|(other, _)| *other == shape) {
+            *count += 1;
+        } else {
+            self.shapes.reserve_exact(1);
+            self.shapes.push((shape, 1));
         }
         self.clients.entry(place).insert(rule.remote_addr.map(network), entry);
     }

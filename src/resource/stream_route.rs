@@ -31,6 +31,7 @@ pub(super) fn parse(
     Ok(StreamRoute {
         id: Arc::clone(id),
         name: fields.boxed("name"),
+        create_time: fields.number("create_time").map(seconds),
         remote_addr,
         server_addr,
         server_port: fields.number("server_port").and_then(upstream::port),
@@ -42,6 +43,12 @@ pub(super) fn parse(
         plugins,
         protocol,
     })
+}
+
+/// Whole seconds since 1970.
+#[expect(clippy::cast_possible_truncation, reason = "`as` saturates, as wanted here")]
+fn seconds(number: f64) -> i64 {
+    number as i64
 }
 
 /// The schema lets a reference to a secret pass; nothing resolves it and APISIX raises there.

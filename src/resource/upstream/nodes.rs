@@ -1,6 +1,7 @@
 //! The nodes of an upstream, in the order written.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use serde_json::Value;
 
@@ -21,7 +22,9 @@ pub(super) fn parse(written: Value, owner: &str, notes: &mut Notes) -> Vec<Node>
         Value::Object(map) => {
             for (key, weight) in &map {
                 let HostPort { host, port } = HostPort::parse_apisix(key);
-                keep(&format!("{key:?}"), node(host, port, weight, None));
+                let written =
+                    if port.is_some() { key.rsplit_once(':').map_or("", |(host, _)| host) } else { key };
+                keep(&format!("{key:?}"), node((host, written), port, weight, None));
             }
         }
         Value::Array(list) => {
@@ -29,7 +32,10 @@ pub(super) fn parse(written: Value, owner: &str, notes: &mut Notes) -> Vec<Node>
                 let host = entry.get("host").and_then(Value::as_str).unwrap_or_default();
                 let port = entry.get("port").and_then(Value::as_f64).and_then(port);
                 let weight = entry.get("weight").unwrap_or(&Value::Null);
-                keep(&format!("{host:?}"), node(Host::parse(host), port, weight, entry.get("priority")));
+                keep(
+                    &format!("{host:?}"),
+                    node((Host::parse(host), host), port, weight, entry.get("priority")),
+                );
             }
         }
         other => notes
@@ -44,7 +50,12 @@ pub(in super::super) fn port(number: f64) -> Option<u16> {
     (1.0..65536.0).contains(&number).then_some(number as u16)
 }
 
-fn node(host: Host, port: Option<u16>, weight: &Value, priority: Option<&Value>) -> Result<Node, String> {
+fn node(
+    (host, written): (Host, &str),
+    port: Option<u16>,
+    weight: &Value,
+    priority: Option<&Value>,
+) -> Result<Node, String> {
     if let Host::Name(name) = &host {
         usable(name)?;
     }
@@ -52,7 +63,9 @@ fn node(host: Host, port: Option<u16>, weight: &Value, priority: Option<&Value>)
     let port = port.ok_or("has no port from 1 to 65535, and a stream has no default one")?;
     #[expect(clippy::cast_possible_truncation, reason = "`as` saturates, as wanted here")]
     let priority = priority.and_then(Value::as_f64).unwrap_or_default() as i64;
-    Ok(Node { host, port, weight: clamped(weight.as_f64().unwrap_or_default()), priority })
+    let bare = matches!(host, Host::Ip(IpAddr::V6(_))) && !written.starts_with('[');
+    let written = if bare { format!("[{written}]").into() } else { written.into() };
+    Ok(Node { host, written, port, weight: clamped(weight.as_f64().unwrap_or_default()), priority })
 }
 
 /// The characters of host names; whether it resolves is found out later.

@@ -1,0 +1,94 @@
+//! The nodes of an upstream with their addresses.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::addr::Host;
+use crate::balance::{Pool, PoolNode, PoolSettings};
+use crate::live::Live;
+use crate::resource::{Node, Upstream};
+use crate::store::Store;
+
+/// Addresses taken of one name at most.
+const MAX_ADDRESSES: usize = 64;
+
+/// The names that nodes of an upstream carry; one may come twice.
+pub(super) fn names(upstream: &Upstream) -> impl Iterator<Item = &str> {
+    upstream.nodes.iter().filter_map(|node| match &node.host {
+        Host::Name(name) => Some(&**name),
+        Host::Ip(_) => None,
+    })
+}
+
+/// A pool of the nodes whose addresses are known.
+pub(super) fn pool(id: Arc<str>, upstream: &Upstream, store: &Store, live: &Live, seed: u64) -> Pool {
+    let settings = PoolSettings {
+        timeouts: upstream.timeout.unwrap_or_default(),
+        attempts: attempts(upstream),
+        retry_timeout: upstream.retry_timeout,
+        scheme: upstream.scheme,
+        pending: names(upstream).any(|name| store.addresses(name).is_none()),
+    };
+    let mut nodes: Vec<PoolNode> = Vec::new();
+    for (addr, node, weight) in addressed(upstream, store) {
+        let label: Arc<str> = match node.host {
+            Host::Ip(_) => format!("{}:{}", node.written, node.port).into(),
+            Host::Name(_) => addr.to_string().into(),
+        };
+        // Two names may share an address: then it carries the weight of both.
+        let same = |other: &&mut PoolNode| other.label == label && other.priority == node.priority;
+        if let Some(other) = nodes.iter_mut().find(same) {
+            other.weight = other.weight.saturating_add(weight);
+            continue;
+        }
+        let stats = live.nodes.entry((id.clone(), label.clone()), Default::default);
+        nodes.push(PoolNode { addr, label, weight, priority: node.priority, stats });
+    }
+    Pool::new(id, &upstream.balancer, settings, nodes, seed)
+}
+
+/// One attempt for the first node and, unless `retries` says otherwise, one for each further node;
+/// a name counts once, however many addresses it has (`apisix/balancer.lua:215`).
+fn attempts(upstream: &Upstream) -> u32 {
+    let further = u32::try_from(upstream.nodes.len().saturating_sub(1)).unwrap_or(u32::MAX);
+    upstream.retries.unwrap_or(further).saturating_add(1)
+}
+
+/// Every address with its node and weight. All addresses of a name weigh together exactly what the
+/// name does: weights are multiplied by the least common multiple of the counts and then reduced.
+fn addressed<'a>(
+    upstream: &'a Upstream,
+    store: &'a Store,
+) -> impl Iterator<Item = (SocketAddr, &'a Node, u32)> {
+    let resolved: Vec<(&Node, Vec<IpAddr>)> = upstream
+        .nodes
+        .iter()
+        .map(|node| match &node.host {
+            Host::Ip(ip) => (node, vec![*ip]),
+            Host::Name(name) => {
+                let all = store.addresses(name).map(|all| all.iter().take(MAX_ADDRESSES).copied().collect());
+                (node, all.unwrap_or_default())
+            }
+        })
+        .collect();
+    let multiple = resolved.iter().fold(1, |multiple, (_, all)| lcm(multiple, all.len().max(1) as u64));
+    let weight = move |node: &Node, count: usize| u64::from(node.weight) * (multiple / count.max(1) as u64);
+    let divisor =
+        resolved.iter().fold(0, |divisor, (node, all)| gcd(divisor, weight(node, all.len()))).max(1);
+    // Without names the weights stay as written: chash depends on them.
+    let divisor = if multiple == 1 { 1 } else { divisor };
+    resolved.into_iter().flat_map(move |(node, all)| {
+        let weight = u32::try_from(weight(node, all.len()) / divisor).unwrap_or(u32::MAX);
+        all.into_iter().map(move |ip| (SocketAddr::new(ip, node.port), node, weight))
+    })
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Saturates at a multiple that no longer fits 32 bits; the shares are then a little off.
+fn lcm(a: u64, b: u64) -> u64 {
+    let multiple = a / gcd(a, b) * b;
+    if multiple > u64::from(u32::MAX) { a } else { multiple }
+}

@@ -1,0 +1,223 @@
+//! Taking events in.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Batch, Changes, Entry, Event, Held, Refused, Rejected, Store};
+use crate::matcher::Order;
+use crate::resource::{Key, Kind, Object, Parsed, Rules};
+
+impl Store {
+    /// Takes a batch in. `now_unix_ms` dates refusals and holds.
+    pub fn apply(&mut self, batch: Batch, now_unix_ms: u64) -> Changes {
+        let mut turn = Turn { now: now_unix_ms, changes: Changes::default() };
+        for event in batch.events {
+            match event {
+                Event::Put { key, value, revision } => self.put(key, value, revision, &mut turn),
+                Event::Delete { key, revision } => self.delete(key, revision, &mut turn),
+                Event::Resync { objects, revision } => {
+                    self.resync(objects, revision, &mut turn);
+                }
+                Event::Addresses { name, addresses, .. } => self.resolved(name, addresses, &mut turn),
+            }
+        }
+        // Address events carry no revision, and one older than what is here changes nothing.
+        self.revision = self.revision.max(batch.revision);
+        turn.changes
+    }
+
+    fn put(&mut self, key: Key, value: Bytes, revision: i64, turn: &mut Turn) {
+        if self.loaded && revision <= self.revision {
+            return;
+        }
+        if let Some(held) = &mut self.held {
+            held.put(key.clone(), value.clone(), revision);
+        }
+        let order = etcd_order(&key);
+        self.accept(Candidate { key, raw: value, revision, order }, turn);
+    }
+
+    fn delete(&mut self, key: Key, revision: i64, turn: &mut Turn) {
+        if self.loaded && revision <= self.revision {
+            return;
+        }
+        if let Some(held) = &mut self.held {
+            held.delete(&key);
+        }
+        self.remove(key, turn);
+    }
+
+    /// A full read. One that would take away most routes is held back: it is more often a restored
+    /// or wrong etcd than a wish.
+    fn resync(&mut self, objects: Vec<(Key, Bytes, i64)>, revision: i64, turn: &mut Turn) {
+        // A restored etcd counts lower: the read decides, not the larger number.
+        self.revision = revision;
+        // Whoever edits a file means it; only etcd changes behind one's back.
+        if self.loaded && !self.config.standalone {
+            let since = self.held.as_ref().map_or(turn.now, |held| held.state().since_unix_ms);
+            let mut held = Held::new(objects, revision, since);
+            if held.is_drastic(self.objects.keys()) {
+                self.held = Some(held);
+                return;
+            }
+            self.held = None;
+            self.replace(held.into_objects(), turn);
+        } else {
+            self.replace(objects, turn);
+        }
+        self.loaded = true;
+    }
+
+    /// Lets a held full read take effect, because an operator said so or its time is over.
+    pub fn accept_held(&mut self, now_unix_ms: u64) -> Changes {
+        let mut turn = Turn { now: now_unix_ms, changes: Changes::default() };
+        if let Some(held) = self.held.take() {
+            self.replace(held.into_objects(), &mut turn);
+        }
+        turn.changes
+    }
+
+    fn replace(&mut self, objects: Vec<(Key, Bytes, i64)>, turn: &mut Turn) {
+        // The list of enabled plugins decides how routes parse, so it goes first.
+        let (lists, objects): (Vec<_>, Vec<_>) =
+            objects.into_iter().partition(|(key, ..)| key.kind == Kind::Plugins);
+        let mut gone: HashSet<Key> = self.objects.keys().chain(self.rejected.keys()).cloned().collect();
+        for (position, (key, value, revision)) in lists.into_iter().chain(objects).enumerate() {
+            gone.remove(&key);
+            let order = if self.given_order { file_order(position, &key) } else { etcd_order(&key) };
+            let known = match self.rejected.get(&key) {
+                Some(refused) => refused.rejected.revision == revision && refused.order == order,
+                None => self.objects.get(&key).is_some_and(|e| e.revision == revision && e.order == order),
+            };
+            if !known {
+                self.accept(Candidate { key, raw: value, revision, order }, turn);
+            }
+        }
+        let mut gone: Vec<Key> = gone.into_iter().collect();
+        gone.sort();
+        for key in gone {
+            self.remove(key, turn);
+        }
+    }
+
+    /// Parses a new version and commits it, or keeps the previous one.
+    fn accept(&mut self, new: Candidate, turn: &mut Turn) {
+        match self.rules.parse(&new.key, &new.raw) {
+            Ok(Parsed { object, warnings, unusable: None }) => self.commit(new, object, warnings, turn),
+            Ok(Parsed { unusable: Some(why), .. }) => self.refuse(new, why, turn),
+            Err(rejection) => self.refuse(new, rejection.to_string(), turn),
+        }
+    }
+
+    fn commit(&mut self, new: Candidate, object: Object, warnings: Vec<String>, turn: &mut Turn) {
+        let Candidate { key, raw, revision, order } = new;
+        let raw = has_plugins(&object).then_some(raw);
+        let entry = Entry { revision, order, object, warnings: warnings.into(), raw };
+        self.rejected.remove(&key);
+        let new = self.objects.insert(key.clone(), entry).is_none();
+        *self.counts.entry(key.kind).or_default() += usize::from(new);
+        let list = key.kind == Kind::Plugins;
+        turn.changes.keys.push(key);
+        if list {
+            self.plugins_changed(turn);
+        }
+    }
+
+    fn refuse(&mut self, new: Candidate, why: String, turn: &mut Turn) {
+        let Candidate { key, raw, revision, order } = new;
+        let since_unix_ms = self.rejected.get(&key).map_or(turn.now, |old| old.rejected.since_unix_ms);
+        let previous_serves = self.objects.contains_key(&key);
+        let reason = why.into();
+        let rejected = Rejected { key: key.clone(), revision, reason, since_unix_ms, previous_serves };
+        turn.changes.refused.push(rejected.clone());
+        turn.changes.keys.push(key.clone());
+        self.rejected.insert(key, Refused { rejected, raw, order });
+    }
+
+    fn remove(&mut self, key: Key, turn: &mut Turn) {
+        let was_refused = self.rejected.remove(&key).is_some();
+        let was_there = self.objects.remove(&key).is_some();
+        if let Some(count) = self.counts.get_mut(&key.kind).filter(|_| was_there) {
+            *count -= 1;
+        }
+        if was_refused || was_there {
+            let list = key.kind == Kind::Plugins;
+            turn.changes.keys.push(key);
+            if list {
+                self.plugins_changed(turn);
+            }
+        }
+    }
+
+    fn resolved(&mut self, name: Arc<str>, addresses: Arc<[IpAddr]>, turn: &mut Turn) {
+        if self.addresses.get(&name) != Some(&addresses) {
+            self.addresses.insert(name.clone(), addresses);
+            turn.changes.names.push(name);
+        }
+    }
+
+    /// Another list of enabled stream plugins: everything that names plugins is parsed anew.
+    fn plugins_changed(&mut self, turn: &mut Turn) {
+        if !self.config.plugins_key_counts {
+            return;
+        }
+        let mut config = self.config.clone();
+        if let Some(Object::Plugins(names)) =
+            self.objects.get(&Key::new(Kind::Plugins, "")).map(|entry| &entry.object)
+        {
+            config.stream_plugins = names.to_vec();
+        }
+        self.rules = Rules::new(&config);
+        let accepted = self.objects.iter().filter_map(|(key, entry)| {
+            Some((key.clone(), entry.raw.clone()?, entry.revision, entry.order.clone()))
+        });
+        let refused =
+            self.rejected.iter().filter(|(key, _)| key.kind != Kind::Plugins).map(|(key, refused)| {
+                (key.clone(), refused.raw.clone(), refused.rejected.revision, refused.order.clone())
+            });
+        let again: Vec<_> = accepted.chain(refused).collect();
+        for (key, raw, revision, order) in again {
+            self.accept(Candidate { key, raw, revision, order }, turn);
+        }
+    }
+
+    /// Forgets the addresses of names that nobody asks for any more.
+    pub fn retain_names(&mut self, wanted: impl Fn(&str) -> bool) {
+        self.addresses.retain(|name, _| wanted(name));
+    }
+}
+
+/// One application of events: when it is, and what it has changed so far.
+struct Turn {
+    now: u64,
+    changes: Changes,
+}
+
+/// A version that asks to be accepted.
+struct Candidate {
+    key: Key,
+    raw: Bytes,
+    revision: i64,
+    order: Order,
+}
+
+fn has_plugins(object: &Object) -> bool {
+    match object {
+        Object::StreamRoute(route) => !route.plugins.is_empty(),
+        Object::Service(service) => !service.plugins.is_empty(),
+        _ => false,
+    }
+}
+
+/// Objects of etcd are in the order of their keys' bytes, as after APISIX's initial load.
+fn etcd_order(key: &Key) -> Order {
+    Order(key.id.as_bytes().into())
+}
+
+/// Objects of a file are in its order. Eight bytes sort as the number does.
+fn file_order(position: usize, key: &Key) -> Order {
+    Order([&(position as u64).to_be_bytes()[..], key.id.as_bytes()].concat().into())
+}
