@@ -13,6 +13,7 @@
 //! - [`matcher`] connection to rule; [`balance`] session to node; [`plugin`] what runs between
 //! - [`store`] the last good version of every object
 //! - [`snapshot`] the immutable state that sessions are routed by
+//! - [`control`] the loop that turns events into published snapshots
 //! - [`metrics`] what a node counts; [`admin`] its pages over HTTP; [`log`] a line for each ending
 //!   somebody has to look at
 //! - [`source`] changes of objects, from etcd or a file
@@ -21,6 +22,7 @@ pub mod addr;
 pub mod admin;
 pub mod balance;
 pub mod config;
+pub mod control;
 pub mod expr;
 pub mod live;
 pub mod log;
@@ -28,6 +30,7 @@ pub mod matcher;
 pub mod metrics;
 pub mod number;
 pub mod plugin;
+pub mod resolve;
 pub mod resource;
 pub mod session;
 pub mod snapshot;

@@ -1,0 +1,190 @@
+//! The loop that turns events into published snapshots.
+//!
+//! The first event after quiet publishes at once; what arrives while a snapshot is built goes into
+//! the next one, so a burst costs few builds and an edit no waiting. Old snapshots are kept until
+//! nobody reads them and are freed here: no worker frees 100,000 routes in the middle of traffic.
+
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::live::node_state::{HeldRead, NodeState};
+use crate::metrics::Metrics;
+use crate::resource::Kind;
+use crate::snapshot::{Builder, Published, Snapshot};
+use crate::store::{Batch, Changes, Store};
+
+/// Events taken together at most before a snapshot is published.
+const MOST_BATCHES: usize = 4096;
+
+/// How often snapshots that nobody reads are looked for, and held reads for their end.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// What the loop works on.
+#[derive(Debug)]
+pub struct Control {
+    /// All objects.
+    pub store: Store,
+    /// Makes snapshots of them.
+    pub builder: Builder,
+    /// Where they go.
+    pub published: Published,
+    /// Names worth resolving, for the resolver.
+    pub wanted: watch::Sender<Arc<[Arc<str>]>>,
+    /// Counts publications.
+    pub metrics: Metrics,
+    /// Shows what is held back.
+    pub state: Arc<NodeState>,
+}
+
+/// Runs until `stop`, or until every sender of events is gone.
+pub async fn run(
+    mut control: Control,
+    mut events: mpsc::Receiver<Batch>,
+    mut accept_state: mpsc::Receiver<()>,
+    stop: CancellationToken,
+) {
+    let mut retired: Vec<Arc<Snapshot>> = Vec::new();
+    let mut housekeeping = Instant::now() + HOUSEKEEPING;
+    let mut batches = Vec::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            received = events.recv_many(&mut batches, MOST_BATCHES) => {
+                if received == 0 {
+                    return;
+                }
+                let begun = Instant::now();
+                control.take(&mut batches, begun, &mut retired);
+            }
+            Some(()) = accept_state.recv() => control.obey(&mut retired),
+            () = sleep_until(housekeeping) => {
+                housekeeping = Instant::now() + HOUSEKEEPING;
+                retired.retain(|old| Arc::strong_count(old) > 1);
+                control.release_overdue(&mut retired);
+            }
+        }
+    }
+}
+
+impl Control {
+    fn take(&mut self, batches: &mut Vec<Batch>, begun: Instant, retired: &mut Vec<Arc<Snapshot>>) {
+        let now = unix_ms();
+        let first = !self.store.is_loaded();
+        let held_before = self.store.held();
+        let mut all = Changes::default();
+        for batch in batches.drain(..) {
+            let changes = self.store.apply(batch, now);
+            all.keys.extend(changes.keys);
+            all.names.extend(changes.names);
+            all.refused.extend(changes.refused);
+        }
+        report_refused(&all);
+        if let Some(held) = self.store.held().filter(|_| held_before.is_none()) {
+            tracing::error!(
+                revision = held.revision,
+                would_remove = held.would_remove,
+                "a full read of the configuration would remove {} stream_routes, more than half; it is held back \
+                 and the present state keeps serving. If it is right, run `streamgate accept-state`; it takes \
+                 effect by itself in 10 minutes",
+                held.would_remove,
+            );
+        }
+        self.publish(&all, begun, retired);
+        if first && self.store.is_loaded() {
+            tracing::info!(
+                revision = self.store.revision(),
+                routes = self.published.load().route_count(),
+                rejected = self.store.rejected().count(),
+                took_ms = begun.elapsed().as_millis(),
+                "first configuration loaded",
+            );
+        }
+    }
+
+    fn publish(&mut self, changes: &Changes, begun: Instant, retired: &mut Vec<Arc<Snapshot>>) {
+        let next = Arc::new(self.builder.build(&self.store, changes));
+        retired.push(self.published.swap(next));
+        let took = begun.elapsed();
+        self.metrics.published(self.store.revision(), took);
+        self.state.set_held(self.store.held().map(|held| HeldRead {
+            revision: held.revision,
+            routes: self.store.count(Kind::StreamRoute),
+            removed: held.would_remove,
+            since_unix_ms: held.since_unix_ms,
+            until_unix_ms: held.until_unix_ms,
+        }));
+        if !changes.is_empty() {
+            self.want_names();
+        }
+        tracing::debug!(
+            revision = self.store.revision(),
+            objects = changes.keys.len(),
+            took_us = took.as_micros(),
+            "configuration published",
+        );
+    }
+
+    /// Tells the resolver which names count now, and forgets the addresses of the others.
+    fn want_names(&mut self) {
+        let mut names: Vec<Arc<str>> = self.builder.wanted_names().cloned().collect();
+        names.sort();
+        self.wanted.send_if_modified(|wanted| {
+            let changed = **wanted != *names;
+            if changed {
+                *wanted = names.clone().into();
+            }
+            changed
+        });
+        self.store.retain_names(|name| names.binary_search_by(|other| (**other).cmp(name)).is_ok());
+    }
+
+    fn obey(&mut self, retired: &mut Vec<Arc<Snapshot>>) {
+        if self.store.held().is_some() {
+            let changed = self.accept_held(retired);
+            tracing::warn!(changed, "the held configuration was accepted by an operator");
+        }
+    }
+
+    fn release_overdue(&mut self, retired: &mut Vec<Arc<Snapshot>>) {
+        if self.store.held().is_some_and(|held| unix_ms() >= held.until_unix_ms) {
+            let changed = self.accept_held(retired);
+            tracing::warn!(changed, "nobody answered for 10 minutes: the held configuration takes effect");
+        }
+    }
+
+    fn accept_held(&mut self, retired: &mut Vec<Arc<Snapshot>>) -> usize {
+        let changes = self.store.accept_held(unix_ms());
+        report_refused(&changes);
+        self.publish(&changes, Instant::now(), retired);
+        changes.keys.len()
+    }
+}
+
+fn report_refused(changes: &Changes) {
+    for refused in &changes.refused {
+        let serving = if refused.previous_serves {
+            "the previous version keeps serving"
+        } else {
+            "nothing serves in its place"
+        };
+        tracing::warn!(
+            object = %refused.key,
+            revision = refused.revision,
+            "rejected {} revision {}: {}; {serving}",
+            refused.key,
+            refused.revision,
+            refused.reason,
+        );
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
