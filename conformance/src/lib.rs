@@ -1,1 +1,9 @@
-//! Conformance.
+//! What black-box tests and the tour share: echo upstreams and child processes.
+//!
+//! Nothing here links the gateway: it is driven through its command line, its sockets and etcd, as
+//! a user would.
+
+pub mod echo;
+pub mod etcd;
+pub mod gateway;
+pub mod process;
