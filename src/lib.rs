@@ -5,29 +5,33 @@
 //! (`docs/architecture.md` says why, `tests/layers.rs` enforces it). Rows up to `snapshot` do no
 //! I/O, read no clock and spawn nothing.
 //!
-//! - [`addr`] networks and `host:port`; [`sni`] server names; [`number`] numbers as Lua reads them
-//! - [`session`] what is known of a client and how its session ended; [`live`] statistics that
-//!   outlive snapshots
-//! - [`config`] config.yaml; [`expr`] filter expressions
+//! - [`addr`] networks and `host:port`; [`sni`] server names; [`number`] numbers as Lua reads them;
+//!   [`drain`] the stop signal; [`metrics`] what a node counts
+//! - [`session`] what is known of a client and how its session ended
+//! - [`live`] statistics that outlive snapshots
+//! - [`config`] config.yaml; [`expr`] filter expressions; [`flow`] the table of UDP associations
 //! - [`resource`] stream_routes, upstreams, services, ssls: JSON to typed
 //! - [`matcher`] connection to rule; [`balance`] session to node; [`plugin`] what runs between
 //! - [`store`] the last good version of every object
 //! - [`snapshot`] the immutable state that sessions are routed by
-//! - [`control`] the loop that turns events into published snapshots
-//! - [`metrics`] what a node counts; [`admin`] its pages over HTTP; [`log`] a line for each ending
-//!   somebody has to look at
-//! - [`source`] changes of objects, from etcd or a file
+//! - [`net`] listening sockets, connections to nodes, limits of the process
+//! - [`source`] changes of objects, from etcd or a file; [`resolve`] names to addresses; [`control`]
+//!   events to published snapshots; [`proxy`] sessions; [`log`] a line for each ending somebody has
+//!   to look at; [`admin`] pages over HTTP
 
 pub mod addr;
 pub mod admin;
 pub mod balance;
 pub mod config;
 pub mod control;
+pub mod drain;
 pub mod expr;
+pub mod flow;
 pub mod live;
 pub mod log;
 pub mod matcher;
 pub mod metrics;
+pub mod net;
 pub mod number;
 pub mod plugin;
 pub mod resolve;

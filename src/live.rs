@@ -19,6 +19,10 @@ use std::time::Duration;
 
 use crate::session::End;
 
+mod node;
+
+pub use self::node::{Budget, Counter, NodeCounters, Permit};
+
 /// Upper bounds of the connect-time histogram, in seconds.
 pub const CONNECT_BUCKETS: [f64; 10] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
 /// Upper bounds of the session-duration histogram, in seconds.

@@ -97,6 +97,21 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// A state of these routes, in this order, and the pools of these upstreams.
+    #[must_use]
+    pub fn from_parts(routes: Vec<(Rule, Route)>, pools: Vec<Pool>) -> Self {
+        let mut snapshot = Self { complete: true, ..Self::default() };
+        for (place, (rule, route)) in (0_u32..).zip(routes) {
+            let route = Arc::new(route);
+            snapshot.matcher.insert(Order(place.to_be_bytes().as_slice().into()), rule, route.clone());
+            snapshot.routes.insert(route.id.clone(), route);
+        }
+        for pool in pools {
+            snapshot.pools.insert(pool.id.clone(), Arc::new(pool));
+        }
+        snapshot
+    }
+
     /// The route of a session.
     #[must_use]
     pub fn find(&self, inbound: &Inbound) -> Option<&Arc<Route>> {

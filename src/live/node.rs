@@ -1,0 +1,136 @@
+//! What is counted for the whole process: sessions without a route, accepting, UDP, descriptors.
+//! No I/O, no clock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use crate::session::End;
+
+/// A counter that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Counts one.
+    pub fn add_one(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+
+    /// The count.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Counters of the process, shared by all workers.
+#[derive(Debug)]
+pub struct NodeCounters {
+    ended: [AtomicU64; End::COUNT],
+    /// `accept` failed for the connection at hand; the client had gone before, as a rule.
+    pub accept_aborted: Counter,
+    /// `accept` failed for want of descriptors or memory, and accepting paused.
+    pub accept_paused: Counter,
+    /// UDP associations ended to make room for new ones.
+    pub udp_evicted: Counter,
+    /// Datagrams from clients that could not be passed on: the send buffer was full.
+    pub udp_dropped: Counter,
+    /// Datagrams to clients that the system refused to send.
+    pub udp_undeliverable: Counter,
+    /// Errors that nodes sent back for datagrams, such as ICMP port unreachable.
+    pub udp_refused: Counter,
+    /// Outcomes that were not logged because the log could not keep up or their rate is bounded.
+    pub outcomes_dropped: Counter,
+}
+
+impl Default for NodeCounters {
+    fn default() -> Self {
+        Self {
+            ended: std::array::from_fn(|_| AtomicU64::new(0)),
+            accept_aborted: Counter::default(),
+            accept_paused: Counter::default(),
+            udp_evicted: Counter::default(),
+            udp_dropped: Counter::default(),
+            udp_undeliverable: Counter::default(),
+            udp_refused: Counter::default(),
+            outcomes_dropped: Counter::default(),
+        }
+    }
+}
+
+impl NodeCounters {
+    /// Counts the ending of a session, whether it had a route or not.
+    pub fn ended(&self, end: End) {
+        self.ended[end.index()].fetch_add(1, Relaxed);
+    }
+
+    /// How many sessions of the process ended so.
+    #[must_use]
+    pub fn ended_count(&self, end: End) -> u64 {
+        self.ended[end.index()].load(Relaxed)
+    }
+}
+
+/// A number of things that may be in use at the same time, such as descriptors.
+#[derive(Debug)]
+pub struct Budget {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl Budget {
+    /// At most `limit`.
+    #[must_use]
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, used: AtomicUsize::new(0) })
+    }
+
+    /// Takes `amount`, or nothing where that many are not left. Dropping the permit gives it back.
+    #[must_use]
+    pub fn take(self: &Arc<Self>, amount: usize) -> Option<Permit> {
+        let used = self.used.fetch_add(amount, Relaxed);
+        let permit = Permit { budget: self.clone(), amount };
+        (used.saturating_add(amount) <= self.limit).then_some(permit)
+    }
+
+    /// How much there is in all.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// How much is taken.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used.load(Relaxed)
+    }
+}
+
+/// A part of a [`Budget`] in use.
+#[derive(Debug)]
+pub struct Permit {
+    budget: Arc<Budget>,
+    amount: usize,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.amount, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_never_exceeded_and_comes_back() {
+        let budget = Budget::new(3);
+        let first = budget.take(2).unwrap();
+        assert!(budget.take(2).is_none());
+        assert_eq!(budget.used(), 2, "a refusal takes nothing");
+        let second = budget.take(1).unwrap();
+        drop((first, second));
+        assert_eq!(budget.used(), 0);
+    }
+}
