@@ -4,8 +4,8 @@
 //! bits of a network are ignored (`apisix/core/ip.lua:54`, lua-resty-ipmatcher 0.6.1), and a node key
 //! is cut into host and port as `apisix/core/utils.lua:146` does it. Pure: no I/O, no clock.
 
-mod prefix_map;
 mod apisix;
+mod prefix_map;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

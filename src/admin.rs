@@ -23,11 +23,12 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::server::{Pages, serve};
 use crate::config::Prometheus;
+use crate::live::NodeCounters;
 use crate::live::node_state::NodeState;
 use crate::live::totals::Totals;
 use crate::metrics::{Metrics, number};
 use crate::resource::Kind;
-use crate::session::Transport;
+use crate::session::{End, Transport};
 use crate::snapshot::{Published, Snapshot};
 
 /// How often samples are drained.
@@ -42,6 +43,7 @@ pub struct Admin {
     published: Published,
     totals: Arc<Totals>,
     state: Arc<NodeState>,
+    node: Arc<NodeCounters>,
     accept_state: mpsc::Sender<()>,
     prefix: Box<str>,
     max_series: usize,
@@ -61,6 +63,8 @@ pub struct Parts {
     pub totals: Arc<Totals>,
     /// How the node stands towards its source.
     pub state: Arc<NodeState>,
+    /// Counters of the data path.
+    pub node: Arc<NodeCounters>,
     /// Gets a message when an operator accepts a full read that is held back.
     pub accept_state: mpsc::Sender<()>,
 }
@@ -76,6 +80,7 @@ impl Admin {
             published: parts.published,
             totals: parts.totals,
             state: parts.state,
+            node: parts.node,
             accept_state: parts.accept_state,
             prefix: prometheus.map_or("apisix_", |prometheus| &*prometheus.prefix).into(),
             max_series: prometheus.map_or(200_000, |prometheus| prometheus.max_series),
@@ -119,6 +124,7 @@ impl Admin {
             metrics.rejected_objects.set(kind.directory(), rejected);
             metrics.loaded_objects.set(kind.directory(), snapshot.loaded(kind));
         }
+        self.observe_counters();
         let listens = self.totals.listens();
         let active = |transport: Transport| {
             let of_kind = listens.iter().filter(|listen| listen.transport == transport);
@@ -127,6 +133,18 @@ impl Admin {
         };
         metrics.sessions_active.set(active(Transport::Tcp));
         metrics.udp_associations.set(active(Transport::Udp));
+    }
+
+    /// Counters that the data path keeps in atomics of its own, and the source in its status.
+    fn observe_counters(&self) {
+        let (metrics, node) = (&self.metrics, &self.node);
+        metrics.accept_errors.absolute(node.accept_aborted.count() + node.accept_paused.count());
+        metrics.session_limit_hits.absolute(self.totals.unrouted.ended_count(End::Limit));
+        metrics.udp_evictions.absolute(node.udp_evicted.count());
+        metrics.udp_dropped.absolute(node.udp_dropped.count() + node.udp_undeliverable.count());
+        metrics.udp_errors.absolute(node.udp_refused.count());
+        metrics.outcomes_dropped.absolute(node.outcomes_dropped.count());
+        metrics.etcd_reconnects.absolute(self.state.status.reconnects());
     }
 
     /// Forgets the APISIX series of routes and nodes that the snapshot does not have.
@@ -190,6 +208,7 @@ mod tests {
             published: Published::default(),
             totals: Arc::default(),
             state: Arc::new(NodeState::new("etcd", unix_ms(), status)),
+            node: Arc::default(),
             accept_state,
         };
         (Arc::new(Admin::new(parts, None)), accepted)

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +39,8 @@ pub struct Control {
     pub metrics: Metrics,
     /// Shows what is held back.
     pub state: Arc<NodeState>,
+    /// Told once, when the first full state has been published.
+    pub first: Option<oneshot::Sender<()>>,
 }
 
 /// Runs until `stop`, or until every sender of events is gone.
@@ -96,6 +98,10 @@ impl Control {
         }
         self.publish(&all, begun, retired);
         if first && self.store.is_loaded() {
+            if let Some(first) = self.first.take() {
+                // Whoever waited for it may be stopping already.
+                let _ = first.send(());
+            }
             tracing::info!(
                 revision = self.store.revision(),
                 routes = self.published.load().route_count(),

@@ -34,6 +34,7 @@ pub mod metrics;
 pub mod net;
 pub mod number;
 pub mod plugin;
+pub mod proxy;
 pub mod resolve;
 pub mod resource;
 pub mod session;

@@ -117,6 +117,12 @@ metrics! {
         "UDP associations that may live at once"),
     udp_evictions: Counter = ("streamgate_udp_evictions_total", Count,
         "UDP associations ended early to make room for new ones"),
+    udp_dropped: Counter = ("streamgate_udp_datagrams_dropped_total", Count,
+        "Datagrams the system refused to send on, either way"),
+    udp_errors: Counter = ("streamgate_udp_upstream_errors_total", Count,
+        "Errors that nodes sent back for datagrams, such as ICMP port unreachable"),
+    outcomes_dropped: Counter = ("streamgate_log_outcomes_dropped_total", Count,
+        "Abnormal endings not logged: the log could not keep up, or they were datagrams in a flood"),
     log_lines_dropped: Counter = ("streamgate_log_lines_dropped_total", Count,
         "Log lines dropped because their reader was too slow"),
 }

@@ -1,1 +1,53 @@
-//! x
+//! Sessions: from an accepted connection or a first datagram to its [`Outcome`].
+//!
+//! [`Listens`] owns what is open and makes it what the configuration wants. [`Workers`] are threads
+//! with a runtime each; every socket belongs to one of them, and nothing that happens to a session
+//! leaves its thread but counters and its outcome.
+//!
+//! - `worker`: what the sessions of a thread share; `accept`: connections in; `tcp`: one connection;
+//!   `relay`: its bytes; `udp`: datagrams; `record`: what a session is held to account by
+//! - `rate`: how often something may be logged
+//!
+//! [`Outcome`]: crate::session::Outcome
+
+mod accept;
+mod listens;
+mod rate;
+mod record;
+mod relay;
+mod tcp;
+mod udp;
+mod worker;
+mod workers;
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::live::Budget;
+use crate::live::NodeCounters;
+use crate::live::totals::Totals;
+use crate::session::Outcome;
+use crate::snapshot::Published;
+
+pub use self::listens::{ListenError, Listens, Opened, Report};
+pub use self::workers::Workers;
+
+/// What all workers share.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// The state that sessions are routed by.
+    pub published: Published,
+    /// Counters of the process.
+    pub node: Arc<NodeCounters>,
+    /// What is counted of listens, and of sessions beside their routes.
+    pub totals: Arc<Totals>,
+    /// Takes what became of each session; what it cannot take at once is counted and lost.
+    pub outcomes: mpsc::Sender<Outcome>,
+    /// TCP sessions at the same time.
+    pub sessions: Arc<Budget>,
+    /// Descriptors that sessions may hold: two a TCP session, one a UDP association.
+    pub descriptors: Arc<Budget>,
+    /// UDP associations of the process at the same time; each worker keeps to its share.
+    pub udp_associations: usize,
+}

@@ -153,11 +153,11 @@ endings! {
     /// No stream_route matched.
     NoRoute => ("no_route", Gateway, "001", "500"),
     /// The route's upstream does not exist, or the route names none.
-    UpstreamMissing => ("upstream_missing", Gateway, "001", "500"),
+    UpstreamMissing => ("upstream_missing", Gateway, "001", "001"),
     /// The route's service does not exist.
-    ServiceMissing => ("service_missing", Gateway, "404", "500"),
+    ServiceMissing => ("service_missing", Gateway, "404", "001"),
     /// The upstream has no node that can be dialled.
-    NoNode => ("no_node", Gateway, "001", "500"),
+    NoNode => ("no_node", Gateway, "001", "001"),
     /// Every attempt to reach a node failed.
     ConnectFailed => ("connect_failed", Upstream, "502", "502"),
     /// `retry_timeout` passed before another attempt could begin.

@@ -79,6 +79,7 @@ fn pool_of(balancer: &Balancer, nodes: Vec<PoolNode>, seed: u64) -> Pool {
         attempts: 1,
         retry_timeout: None,
         scheme: Scheme::Plain,
+        pending: false,
     };
     Pool::new("u".into(), balancer, settings, nodes, seed)
 }

@@ -1,10 +1,8 @@
-//! What is counted for the whole process: sessions without a route, accepting, UDP, descriptors.
+//! What is counted for the whole process: accepting, UDP, descriptors.
 //! No I/O, no clock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-
-use crate::session::End;
 
 /// A counter that only grows.
 #[derive(Debug, Default)]
@@ -24,9 +22,8 @@ impl Counter {
 }
 
 /// Counters of the process, shared by all workers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct NodeCounters {
-    ended: [AtomicU64; End::COUNT],
     /// `accept` failed for the connection at hand; the client had gone before, as a rule.
     pub accept_aborted: Counter,
     /// `accept` failed for want of descriptors or memory, and accepting paused.
@@ -41,34 +38,6 @@ pub struct NodeCounters {
     pub udp_refused: Counter,
     /// Outcomes that were not logged because the log could not keep up or their rate is bounded.
     pub outcomes_dropped: Counter,
-}
-
-impl Default for NodeCounters {
-    fn default() -> Self {
-        Self {
-            ended: std::array::from_fn(|_| AtomicU64::new(0)),
-            accept_aborted: Counter::default(),
-            accept_paused: Counter::default(),
-            udp_evicted: Counter::default(),
-            udp_dropped: Counter::default(),
-            udp_undeliverable: Counter::default(),
-            udp_refused: Counter::default(),
-            outcomes_dropped: Counter::default(),
-        }
-    }
-}
-
-impl NodeCounters {
-    /// Counts the ending of a session, whether it had a route or not.
-    pub fn ended(&self, end: End) {
-        self.ended[end.index()].fetch_add(1, Relaxed);
-    }
-
-    /// How many sessions of the process ended so.
-    #[must_use]
-    pub fn ended_count(&self, end: End) -> u64 {
-        self.ended[end.index()].load(Relaxed)
-    }
 }
 
 /// A number of things that may be in use at the same time, such as descriptors.

@@ -1,0 +1,151 @@
+//! Connections in: fairly, without spinning when the system has nothing left to give.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task;
+use tokio::time;
+
+use crate::proxy::record::Record;
+use crate::proxy::tcp;
+use crate::proxy::worker::Worker;
+use crate::proxy::workers::{Closing, Door};
+use crate::session::{End, Inbound, Transport};
+
+/// Connections taken in one go before the sessions there are get their turn.
+const BATCH: u32 = 32;
+/// The first and the longest pause after an error that the next call would meet again.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// Accepts until told to close, then empties the queue: whoever has a connection keeps it.
+pub(super) async fn run(worker: Rc<Worker>, listener: TcpListener, door: Door, mut closing: Closing) {
+    let _alive = worker.alive.enter();
+    let (mut pause, mut batch) = (PAUSES.0, 0);
+    let closed = loop {
+        let accepted = tokio::select! {
+            biased;
+            closed = &mut closing => break closed,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, client)) => {
+                pause = PAUSES.0;
+                admit(&worker, stream, client, &door);
+            }
+            Err(error) if concerns_one_connection(&error) => worker.shared.node.accept_aborted.add_one(),
+            Err(error) => {
+                worker.shared.node.accept_paused.add_one();
+                if worker.may_complain() {
+                    let addr = door.addr;
+                    tracing::error!(%addr, %error, pause_ms = pause.as_millis(), "accepting pauses");
+                }
+                tokio::select! {
+                    closed = &mut closing => break closed,
+                    () = time::sleep(pause) => pause = (pause * 2).min(PAUSES.1),
+                }
+            }
+        }
+        batch += 1;
+        if batch == BATCH {
+            batch = 0;
+            task::yield_now().await;
+        }
+    };
+    match listener.into_std() {
+        Ok(listener) => empty(&worker, &listener, &door),
+        Err(error) => tracing::error!(addr = %door.addr, %error, "connections that waited were closed"),
+    }
+    if let Ok(closed) = closed {
+        let _ = closed.send(());
+    }
+}
+
+/// Takes what waits in the queue of a listener about to close; the kernel would reset it.
+fn empty(worker: &Rc<Worker>, listener: &StdListener, door: &Door) {
+    loop {
+        match listener.accept() {
+            Ok((stream, client)) => {
+                let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+                match stream {
+                    Ok(stream) => admit(worker, stream, client, door),
+                    Err(_) => worker.shared.node.accept_aborted.add_one(),
+                }
+            }
+            Err(error) if concerns_one_connection(&error) => worker.shared.node.accept_aborted.add_one(),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Begins a session, or closes at once where there are too many.
+fn admit(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, door: &Door) {
+    let shared = &worker.shared;
+    // A listen on one address needs no system call to know where the client arrived.
+    let server = if door.addr.ip().is_unspecified() { stream.local_addr() } else { Ok(door.addr) };
+    let inbound = |server| Inbound::new(Transport::Tcp, client, server);
+    let server = match server {
+        Ok(server) => server,
+        Err(error) => {
+            let record = Record::new(worker, inbound(door.addr), door);
+            return record.finish(End::Internal, Some(format!("its local address is unknown: {error}")));
+        }
+    };
+    let record = Record::new(worker, inbound(server), door);
+    let Some(session) = shared.sessions.take(1) else {
+        let limit = shared.sessions.limit();
+        let why = format!(
+            "there are {limit} sessions, as many as allowed (streamgate.max_sessions, or LimitNOFILE)"
+        );
+        return record.finish(End::Limit, Some(why));
+    };
+    let Some(descriptors) = shared.descriptors.take(2) else {
+        let limit = shared.descriptors.limit();
+        let why = format!("sessions hold all {limit} descriptors they may have; raise LimitNOFILE");
+        return record.finish(End::Limit, Some(why));
+    };
+    task::spawn_local(async move {
+        let _permits = (session, descriptors);
+        tcp::serve(stream, record).await;
+    });
+}
+
+/// Reports whether an error of `accept` is about the connection it would have returned: accept(2)
+/// passes errors of the network on, and ECONNABORTED means that the client has gone.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::CONNABORTED
+                | Errno::CONNRESET
+                | Errno::HOSTDOWN
+                | Errno::HOSTUNREACH
+                | Errno::INTR
+                | Errno::NETDOWN
+                | Errno::NETUNREACH
+                | Errno::NONET
+                | Errno::NOPROTOOPT
+                | Errno::OPNOTSUPP
+                | Errno::PERM
+                | Errno::PROTO
+                | Errno::TIMEDOUT
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_lasting_errors_pause() {
+        assert!(concerns_one_connection(&Errno::CONNABORTED.into()));
+        assert!(concerns_one_connection(&Errno::PERM.into()));
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::INVAL, Errno::BADF] {
+            assert!(!concerns_one_connection(&errno.into()), "{errno}");
+        }
+    }
+}

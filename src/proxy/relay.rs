@@ -1,0 +1,177 @@
+//! The bytes of a connection, both ways in one task.
+//!
+//! A direction that has nothing to pass on holds no buffer: most connections of a gateway idle. A FIN
+//! and a reset reach the other side as they would on a direct connection. The limits are checked
+//! when their timer fires, not moved on each byte.
+
+mod buffer;
+mod direction;
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::session::{End, Side, Traffic};
+
+use self::direction::{Direction, Step};
+
+/// When a relay ends by itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// After so long without a byte either way.
+    pub(super) idle: Duration,
+    /// The same, once one side has closed.
+    pub(super) half_closed: Duration,
+    /// A FIN leaves the other direction open. Else the first FIN ends both, as in nginx.
+    pub(super) half_close: bool,
+}
+
+/// How a relay ended; the error where it is not one that connections simply end with.
+#[derive(Debug)]
+pub(super) struct Ending {
+    pub(super) end: End,
+    pub(super) error: Option<io::Error>,
+}
+
+/// Passes bytes on until both sides are done. `moved` hears of them as they move.
+pub(super) async fn relay(
+    client: &mut TcpStream,
+    upstream: &mut TcpStream,
+    limits: Limits,
+    mut moved: impl FnMut(Traffic),
+) -> Ending {
+    let ending = {
+        let (client_read, client_write) = client.split();
+        let (upstream_read, upstream_write) = upstream.split();
+        let mut relay = Relay {
+            up: Direction::new(client_read, upstream_write),
+            down: Direction::new(upstream_read, client_write),
+            first_closed: None,
+            limits,
+            last: Instant::now(),
+        };
+        let mut timer = pin!(sleep(limits.idle));
+        poll_fn(|cx| {
+            let polled = relay.poll(cx, timer.as_mut());
+            let traffic = Traffic { received: relay.up.take_moved(), sent: relay.down.take_moved() };
+            if traffic != Traffic::default() {
+                moved(traffic);
+            }
+            polled
+        })
+        .await
+    };
+    // Closing with no linger time sends a reset and discards what was not sent yet.
+    match ending.end {
+        End::ClientReset => drop(upstream.set_zero_linger()),
+        End::UpstreamReset => drop(client.set_zero_linger()),
+        _ => {}
+    }
+    ending
+}
+
+struct Relay<'a> {
+    /// From the client to the upstream.
+    up: Direction<'a>,
+    /// From the upstream to the client.
+    down: Direction<'a>,
+    first_closed: Option<Side>,
+    limits: Limits,
+    /// When a byte moved last.
+    last: Instant,
+}
+
+impl Relay<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Ending> {
+        for side in [Side::Client, Side::Upstream] {
+            if let Some(ending) = self.advance(cx, side, timer.as_mut()) {
+                return Poll::Ready(ending);
+            }
+        }
+        if self.up.has_moved() || self.down.has_moved() {
+            self.last = Instant::now();
+        }
+        self.check_limits(cx, timer)
+    }
+
+    /// Moves what one side has sent.
+    fn advance(&mut self, cx: &mut Context<'_>, from: Side, timer: Pin<&mut Sleep>) -> Option<Ending> {
+        let (direction, other, to) = match from {
+            Side::Client => (&mut self.up, &mut self.down, Side::Upstream),
+            _ => (&mut self.down, &mut self.up, Side::Client),
+        };
+        if direction.is_finished() {
+            return None;
+        }
+        match direction.advance(cx) {
+            Step::Waiting => None,
+            Step::Closed => {
+                let first = *self.first_closed.get_or_insert(from);
+                if other.is_finished() || !self.limits.half_close {
+                    return Some(Ending { end: closed_by(first), error: None });
+                }
+                direction.finish(cx);
+                self.last = Instant::now();
+                timer.reset(self.last + self.limits.half_closed);
+                None
+            }
+            Step::ReadFailed(error) => Some(failed(from, error)),
+            Step::WriteFailed(error) => {
+                // What the other side said before it went is still passed on, as far as it is taken
+                // at once: a server that answers and closes before it has read all is such a case.
+                if !other.is_finished() {
+                    let _ = other.advance(cx);
+                }
+                Some(failed(to, error))
+            }
+        }
+    }
+
+    fn check_limits(&self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Ending> {
+        let (limit, end) = match self.first_closed {
+            None => (self.limits.idle, End::IdleTimeout),
+            Some(_) => (self.limits.half_closed, End::HalfClosedTimeout),
+        };
+        while timer.as_mut().poll(cx).is_ready() {
+            let deadline = self.last + limit;
+            if deadline <= Instant::now() {
+                return Poll::Ready(Ending { end, error: None });
+            }
+            timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}
+
+fn closed_by(side: Side) -> End {
+    if side == Side::Client { End::ClientClosed } else { End::UpstreamClosed }
+}
+
+fn failed(side: Side, error: io::Error) -> Ending {
+    if !is_disconnect(&error) {
+        return Ending { end: End::Internal, error: Some(error) };
+    }
+    let end = if side == Side::Client { End::ClientReset } else { End::UpstreamReset };
+    Ending { end, error: None }
+}
+
+/// Errors that connections end with: the peer, its host or the network between is gone.
+fn is_disconnect(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::ConnectionReset
+            | Kind::BrokenPipe
+            | Kind::ConnectionAborted
+            | Kind::NotConnected
+            | Kind::TimedOut
+            | Kind::HostUnreachable
+            | Kind::NetworkUnreachable
+            | Kind::NetworkDown
+    )
+}

@@ -1,0 +1,156 @@
+//! What the sessions of one thread share, and how they find their pool.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Cache};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::balance::Pool;
+use crate::plugin::Decision;
+use crate::proxy::Shared;
+use crate::proxy::rate::Rate;
+use crate::proxy::record::Record;
+use crate::proxy::udp::Associations;
+use crate::resource::Scheme;
+use crate::session::{End, Outcome};
+use crate::snapshot::Snapshot;
+
+/// Outcomes of datagrams that got no association, logged by each worker in a second. Anybody can
+/// send datagrams with any source address: they must not become a flood of log lines.
+const REFUSED_DATAGRAMS_LOGGED: u32 = 50;
+
+/// One thread's part of the data path.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) shared: Shared,
+    /// Sessions and open listens of this thread.
+    pub(super) alive: Rc<Alive>,
+    pub(super) udp: Associations,
+    snapshot: RefCell<SnapshotCache>,
+    refused: RefCell<Rate>,
+    complaints: RefCell<Rate>,
+}
+
+/// Why a session got no further, with what the log shall say.
+pub(super) type Refusal = (End, String);
+
+impl Worker {
+    /// `associations` is this worker's share of the process's.
+    pub(super) fn new(shared: Shared, associations: usize) -> Self {
+        Self {
+            snapshot: RefCell::new(SnapshotCache(Cache::new(shared.published.clone()))),
+            alive: Rc::default(),
+            udp: Associations::new(associations),
+            refused: RefCell::new(Rate::new(REFUSED_DATAGRAMS_LOGGED, Duration::from_secs(1))),
+            complaints: RefCell::new(Rate::new(1, Duration::from_secs(5))),
+            shared,
+        }
+    }
+
+    /// The pool a session goes to, or the reason it goes nowhere. Waits for nothing: servers that
+    /// speak first are served. The order is APISIX's (`apisix/init.lua:1383-1514`): route, upstream,
+    /// plugins.
+    pub(super) fn route(&self, record: &mut Record) -> Result<Arc<Pool>, Refusal> {
+        let mut cache = self.snapshot.borrow_mut();
+        let snapshot = cache.0.load();
+        let Some(route) = snapshot.find(&record.inbound) else {
+            return Err((End::NoRoute, "no stream_route matches its addresses".into()));
+        };
+        record.enter(route);
+        let pool = snapshot.pool(&route.target)?;
+        record.upstream = Some(pool.id.clone());
+        for plugin in route.plugins.iter() {
+            if let Decision::Deny { code, why } = plugin.preread(&record.inbound) {
+                record.denied = Some(code);
+                return Err((End::PluginDenied, why));
+            }
+        }
+        if pool.settings.scheme == Scheme::Tls {
+            let why = format!(
+                "upstream {} has scheme tls, which is not built into this version; refusing rather than \
+                 sending plain bytes",
+                pool.id
+            );
+            return Err((End::Internal, why));
+        }
+        Ok(pool.clone())
+    }
+
+    /// The pool that a route has in the present snapshot.
+    pub(super) fn pool_of(&self, route: &str) -> Option<Arc<Pool>> {
+        let mut cache = self.snapshot.borrow_mut();
+        let snapshot = cache.0.load();
+        snapshot.pool(&snapshot.route(route)?.target).ok().cloned()
+    }
+
+    /// Hands an outcome on.
+    pub(super) fn log(&self, outcome: Outcome) {
+        if self.shared.outcomes.try_send(outcome).is_err() {
+            self.shared.node.outcomes_dropped.add_one();
+        }
+    }
+
+    /// Reports whether one more refused datagram may be logged; counts it where not.
+    pub(super) fn may_log_refused(&self) -> bool {
+        let may = self.refused.borrow_mut().allows(Instant::now());
+        if !may {
+            self.shared.node.outcomes_dropped.add_one();
+        }
+        may
+    }
+
+    /// Reports whether a trouble of the whole process may be logged: seldom, it comes in floods.
+    pub(super) fn may_complain(&self) -> bool {
+        self.complaints.borrow_mut().allows(Instant::now())
+    }
+}
+
+/// The last snapshot this thread has seen, compared with the published pointer at each load.
+struct SnapshotCache(Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>);
+
+impl fmt::Debug for SnapshotCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SnapshotCache")
+    }
+}
+
+/// Counts what has to end before the thread may.
+#[derive(Debug, Default)]
+pub(super) struct Alive {
+    count: Cell<usize>,
+    none: Notify,
+}
+
+/// One that is alive.
+#[derive(Debug)]
+pub(super) struct Living(Rc<Alive>);
+
+impl Alive {
+    /// Counts one in; the guard counts it out.
+    pub(super) fn enter(self: &Rc<Self>) -> Living {
+        self.count.set(self.count.get() + 1);
+        Living(self.clone())
+    }
+
+    /// Waits until none is left.
+    pub(super) async fn none(&self) {
+        while self.count.get() > 0 {
+            self.none.notified().await;
+        }
+    }
+}
+
+impl Drop for Living {
+    fn drop(&mut self) {
+        let left = self.0.count.get() - 1;
+        self.0.count.set(left);
+        if left == 0 {
+            self.0.none.notify_one();
+        }
+    }
+}

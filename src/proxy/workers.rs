@@ -1,0 +1,194 @@
+//! Threads with a runtime each, and the commands they obey.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+
+use arc_swap::ArcSwap;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
+use tokio::task;
+
+use crate::config::Listen;
+use crate::drain::Watch;
+use crate::live::listen_stats::ListenStats;
+use crate::live::totals::Totals;
+use crate::net::bind::Listening;
+use crate::proxy::Shared;
+use crate::proxy::accept;
+use crate::proxy::udp;
+use crate::proxy::worker::Worker;
+
+/// The threads that serve sessions. Each holds a [`Watch`], so that `Drain::finished` waits for them.
+#[derive(Debug)]
+pub struct Workers {
+    commands: Vec<UnboundedSender<Command>>,
+    totals: Arc<Totals>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+/// What a worker is told.
+pub(super) enum Command {
+    /// Serve a socket.
+    Open {
+        /// Names it in `Close`.
+        id: u64,
+        /// The socket, this worker's alone.
+        socket: Listening,
+        /// What it serves.
+        door: Door,
+    },
+    /// Serve what waits in the accept queue, then close.
+    Close {
+        /// The socket.
+        id: u64,
+        /// Told when it is closed.
+        closed: oneshot::Sender<()>,
+    },
+}
+
+/// What a listening socket is for.
+#[derive(Clone, Debug)]
+pub(super) struct Door {
+    /// Its real address.
+    pub(super) addr: SocketAddr,
+    /// Its settings; they may change while it is open, and count for sessions that begin after.
+    pub(super) settings: Arc<ArcSwap<Listen>>,
+    /// What it moves.
+    pub(super) stats: Arc<ListenStats>,
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open { id, door, .. } => write!(f, "Open({id}, {})", door.addr),
+            Self::Close { id, .. } => write!(f, "Close({id})"),
+        }
+    }
+}
+
+/// Asks a socket's task to stop; it answers when the socket is closed.
+pub(super) type Closing = oneshot::Receiver<oneshot::Sender<()>>;
+
+impl Workers {
+    /// Starts `count` threads, at least one. They end when `watch` says so: once draining, as soon
+    /// as they have neither listens nor sessions, and at its deadline in any case.
+    pub fn start(count: usize, shared: &Shared, watch: &Watch) -> io::Result<Self> {
+        let count = count.max(1);
+        let share = shared.udp_associations.div_ceil(count);
+        let totals = shared.totals.clone();
+        let mut workers = Self { commands: Vec::new(), totals, threads: Vec::new() };
+        for number in 0..count {
+            let (sender, commands) = unbounded_channel();
+            let (shared, watch) = (shared.clone(), watch.clone());
+            // Made inside the thread, which it must not leave; this tells whether it was.
+            let (ready, started) = std::sync::mpsc::sync_channel(1);
+            let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                    Ok(runtime) => {
+                        let _ = ready.send(Ok(()));
+                        serve(runtime, Worker::new(shared, share), commands, &watch);
+                    }
+                    Err(error) => {
+                        let _ = ready.send(Err(error));
+                    }
+                }
+            })?;
+            started.recv().map_err(io::Error::other)??;
+            workers.commands.push(sender);
+            workers.threads.push(thread);
+        }
+        Ok(workers)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Where each worker takes commands.
+    pub(super) fn commands(&self) -> Vec<UnboundedSender<Command>> {
+        self.commands.clone()
+    }
+
+    /// Where listens are counted.
+    pub(super) fn totals(&self) -> Arc<Totals> {
+        self.totals.clone()
+    }
+
+    /// Waits until every thread has ended. Blocks: call it after `Drain::finished`.
+    pub fn join(self) {
+        for thread in self.threads {
+            // A panic was reported where it happened; the others are still waited for.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Runs a worker to its end. The caller's `watch` outlives it: who waits for the drain may rely on
+/// every outcome having been handed on.
+fn serve(runtime: LocalRuntime, worker: Worker, commands: UnboundedReceiver<Command>, watch: &Watch) {
+    let worker = Rc::new(worker);
+    runtime.block_on(run(&worker, commands, watch.clone()));
+    // Sessions that are left end here; their records say so.
+    worker.udp.clear();
+    drop(runtime);
+}
+
+async fn run(worker: &Rc<Worker>, mut commands: UnboundedReceiver<Command>, watch: Watch) {
+    task::spawn_local(udp::expire(worker.clone()));
+    let mut open: HashMap<u64, oneshot::Sender<oneshot::Sender<()>>> = HashMap::new();
+    let (mut draining, mut ending) = (watch.clone(), watch);
+    let mut idle = pin!(async {
+        draining.draining().await;
+        worker.alive.none().await;
+    });
+    let mut ended = pin!(ending.ended());
+    loop {
+        let command = tokio::select! {
+            biased;
+            () = &mut ended => return,
+            Some(command) = commands.recv() => command,
+            () = &mut idle => return,
+        };
+        match command {
+            Command::Open { id, socket, door } => {
+                let (close, closing) = oneshot::channel();
+                if let Err(error) = begin(worker, id, socket, door.clone(), closing) {
+                    tracing::error!(addr = %door.addr, %error, "a worker cannot serve its listening socket");
+                } else {
+                    open.insert(id, close);
+                }
+            }
+            Command::Close { id, closed } => {
+                // Where the socket is not open, dropping `closed` tells the same.
+                if let Some(close) = open.remove(&id) {
+                    let _ = close.send(closed);
+                }
+            }
+        }
+    }
+}
+
+fn begin(worker: &Rc<Worker>, id: u64, socket: Listening, door: Door, closing: Closing) -> io::Result<()> {
+    let worker = worker.clone();
+    match socket {
+        Listening::Tcp(socket) => {
+            let listener = TcpListener::from_std(socket)?;
+            task::spawn_local(accept::run(worker, listener, door, closing));
+        }
+        Listening::Udp(socket) => {
+            let socket = Rc::new(UdpSocket::from_std(socket)?);
+            task::spawn_local(udp::run(worker, udp::Inlet { id, socket, door }, closing));
+        }
+    }
+    Ok(())
+}
