@@ -24,6 +24,9 @@ const MOST_BATCHES: usize = 4096;
 /// How often snapshots that nobody reads are looked for, and held reads for their end.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
+/// Host names, sorted.
+pub type Names = Arc<[Arc<str>]>;
+
 /// What the loop works on.
 #[derive(Debug)]
 pub struct Control {
@@ -34,7 +37,7 @@ pub struct Control {
     /// Where they go.
     pub published: Published,
     /// Names worth resolving, for the resolver.
-    pub wanted: watch::Sender<Arc<[Arc<str>]>>,
+    pub wanted: watch::Sender<Names>,
     /// Counts publications.
     pub metrics: Metrics,
     /// Shows what is held back.

@@ -18,9 +18,11 @@
 //! - [`source`] changes of objects, from etcd or a file; [`resolve`] names to addresses; [`control`]
 //!   events to published snapshots; [`proxy`] sessions; [`log`] a line for each ending somebody has
 //!   to look at; [`admin`] pages over HTTP
+//! - [`app`] all of it, wired
 
 pub mod addr;
 pub mod admin;
+pub mod app;
 pub mod balance;
 pub mod config;
 pub mod control;

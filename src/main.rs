@@ -1,2 +1,9 @@
-//! bin
-fn main() {}
+//! The `streamgate` command.
+
+use std::process::ExitCode;
+
+mod cli;
+
+fn main() -> ExitCode {
+    cli::main()
+}

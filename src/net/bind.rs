@@ -130,7 +130,7 @@ fn local_addr(socket: &Socket) -> io::Result<SocketAddr> {
     socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("the socket has no internet address"))
 }
 
-/// Past `net.core.rmem_max` only CAP_NET_ADMIN may go; what the kernel gave is read back later.
+/// Past `net.core.rmem_max` only `CAP_NET_ADMIN` may go; what the kernel gave is read back later.
 fn enlarge_buffer(socket: &Socket) {
     if sockopt::set_socket_recv_buffer_size_force(socket, DATAGRAM_BUFFER).is_err() {
         let _ = socket.set_recv_buffer_size(DATAGRAM_BUFFER);

@@ -18,10 +18,10 @@ type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 /// Changes measured for one line.
 const CHANGES: usize = 200;
 /// How long a start with many routes may take at most.
-const START: Duration = Duration::from_secs(120);
+const START: Duration = Duration::from_mins(2);
 
 fn main() -> ExitCode {
-    match bench(std::env::args().skip(1).collect()) {
+    match bench(&std::env::args().skip(1).collect::<Vec<_>>()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "{error}");
@@ -35,7 +35,7 @@ fn say(line: impl std::fmt::Display) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-fn bench(arguments: Vec<String>) -> Outcome {
+fn bench(arguments: &[String]) -> Outcome {
     let usage = "usage: bench_config GATEWAY [latency N | load N | start N]…";
     let (binary, cases) = arguments.split_first().ok_or(usage)?;
     let binary = PathBuf::from(binary);
@@ -159,8 +159,8 @@ fn load(binary: &Path, count: usize) -> Outcome {
 /// The gauge of the last build.
 fn last_build_ms(metrics: SocketAddr) -> Outcome<f64> {
     let page = http_get(metrics, "/apisix/prometheus/metrics")?;
-    let line = page.lines().find_map(|line| line.strip_prefix("streamgate_snapshot_last_build_seconds "));
-    Ok(line.ok_or("no streamgate_snapshot_last_build_seconds in the metrics")?.trim().parse::<f64>()?
+    let line = page.lines().find_map(|line| line.strip_prefix("streamgate_snapshot_build_last_seconds "));
+    Ok(line.ok_or("no streamgate_snapshot_build_last_seconds in the metrics")?.trim().parse::<f64>()?
         * 1000.0)
 }
 

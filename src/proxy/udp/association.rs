@@ -196,8 +196,8 @@ impl Answers {
                     Passed::Nothing => break,
                     Passed::Blocked(bytes) => {
                         let send = || self.send(&bytes);
-                        let sent = self.inlet.socket.async_io(Interest::WRITABLE, send).await;
-                        if self.count(&sent, bytes.len()) {
+                        let outcome = self.inlet.socket.async_io(Interest::WRITABLE, send).await;
+                        if self.count(&outcome, bytes.len()) {
                             return;
                         }
                     }

@@ -1,0 +1,41 @@
+# Two commands to begin with: `make run` (the tour, Ctrl-C ends it; ONCE=1 ends by itself) and `make test`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+BINARY := target/release/streamgate
+
+.PHONY: help deps build run test lint doc bench compose-check fuzz clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+deps: ## install what the build and the tests need (protoc, etcd)
+	@scripts/deps.sh
+
+build: deps ## target/release/streamgate
+	cargo build --release --locked
+
+run: build ## the tour: etcd, two upstreams, a gateway, routes that change
+	cargo build --release --locked -p streamgate-conformance
+	@target/release/tour $(BINARY)
+
+test: deps ## every test
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	  cargo nextest run --workspace --locked; \
+	else \
+	  cargo test --workspace --locked; \
+	fi
+
+lint: deps ## formatting, lints, documentation
+	cargo fmt --all -- --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+bench: build ## the numbers of docs/performance.md
+	cargo build --release --locked -p streamgate-conformance
+	benches/run.sh
+
+compose-check: ## docker-compose.yml reads as it should
+	docker-compose config -q
+
+clean: ## remove what was built
+	cargo clean

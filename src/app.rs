@@ -1,0 +1,303 @@
+//! A whole gateway: the one place that knows every part and wires them.
+//!
+//! Nothing here decides anything about traffic. Sockets are bound here or by [`Listens`]; listens
+//! open only after a first state was applied, and stay whatever becomes of the source.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, anyhow, bail};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Admin, Pages, Parts, apisix_metrics};
+use crate::config::{Config, Source};
+use crate::control::{self, Control};
+use crate::drain::Drain;
+use crate::live::node_state::NodeState;
+use crate::live::source_status::SourceStatus;
+use crate::live::totals::Totals;
+use crate::live::{Budget, Live, NodeCounters};
+use crate::log;
+use crate::metrics::Metrics;
+use crate::net::{bind, limits};
+use crate::proxy::{ListenError, Listens, Opened, Shared, Workers};
+use crate::resolve;
+use crate::snapshot::{Builder, Published};
+use crate::source;
+use crate::store::Store;
+
+/// Batches of events that wait for the control loop.
+const EVENTS: usize = 1024;
+/// Outcomes that wait for the log; what comes on top is counted and lost.
+const OUTCOMES: usize = 4096;
+
+/// What the command line adds to config.yaml.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Listen on ports that other processes hold too.
+    pub share_ports: bool,
+    /// The node's metrics, where something counts in them already.
+    pub metrics: Option<Metrics>,
+}
+
+/// A running gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    config: Config,
+    published: Published,
+    state: Arc<NodeState>,
+    listens: Listens,
+    workers: Workers,
+    drain: Drain,
+    first_state: oneshot::Receiver<()>,
+    /// Everything but the workers ends with it.
+    background: CancellationToken,
+    /// The real address of the metrics server.
+    pub metrics_addr: Option<SocketAddr>,
+    /// The real address of the status server.
+    pub status_addr: Option<SocketAddr>,
+}
+
+impl Gateway {
+    /// Starts everything but the listens. Fails where config.yaml asks for what is not built, or an
+    /// address cannot be had.
+    pub async fn start(config: Config, options: Options) -> anyhow::Result<Self> {
+        let unbuilt = config.unbuilt();
+        if !unbuilt.is_empty() {
+            bail!("{}", unbuilt.join("\n"));
+        }
+        prove_free(&config, options.share_ports)?;
+        let metrics =
+            options.metrics.unwrap_or_else(|| Metrics::new(&admin::kinds(), env!("CARGO_PKG_VERSION")));
+        let labels = |metric| apisix_metrics::extra_labels(config.prometheus.as_ref(), metric);
+        let totals = Arc::new(Totals::new(labels("stream_connection_total"), labels("stream_status")));
+        let status = Arc::new(SourceStatus::new(Instant::now().into_std()));
+        let kind = if matches!(config.source, Source::Etcd(_)) { "etcd" } else { "file" };
+        let state = Arc::new(NodeState::new(kind, unix_ms(), status.clone()));
+        let published = Published::default();
+        let background = CancellationToken::new();
+
+        let shared = shared(&config, &published, totals.clone(), &metrics)?;
+        let drain = Drain::new();
+        let workers =
+            Workers::start(config.workers, &shared, &drain.watch()).context("cannot start workers")?;
+        let listens = Listens::new(&workers, options.share_ports);
+
+        let (accept_state, accepted) = mpsc::channel(1);
+        let admin = Arc::new(Admin::new(
+            Parts {
+                metrics: metrics.clone(),
+                published: published.clone(),
+                totals,
+                state: state.clone(),
+                node: shared.node.clone(),
+                accept_state,
+            },
+            config.prometheus.as_ref(),
+        ));
+        let (metrics_addr, status_addr) = serve_pages(&config, &admin, &background).await?;
+        tokio::spawn(admin::upkeep(admin, background.clone()));
+
+        let (first, first_state) = oneshot::channel();
+        let (wanted, names) = watch::channel(Arc::from([]));
+        let control = Control {
+            store: Store::new(config.rules.clone()),
+            builder: Builder::new(Arc::new(Live::default()), rand::random()),
+            published: published.clone(),
+            wanted,
+            metrics,
+            state: state.clone(),
+            first: Some(first),
+        };
+        follow(&config, control, accepted, (names, status), &background);
+        Ok(Self {
+            config,
+            published,
+            state,
+            listens,
+            workers,
+            drain,
+            first_state,
+            background,
+            metrics_addr,
+            status_addr,
+        })
+    }
+
+    /// Waits for the first state and opens the listens. Cancelled, it may be called again.
+    pub async fn open(&mut self) -> anyhow::Result<Vec<Opened>> {
+        if !self.published.load().complete && (&mut self.first_state).await.is_err() {
+            bail!("the configuration loop ended before a first state was read");
+        }
+        let report = self.listens.reconcile(&self.config.listens).await.map_err(|errors| told(&errors))?;
+        for warning in &report.warnings {
+            tracing::warn!("{warning}");
+        }
+        self.state.set_ready();
+        let opened: Vec<String> = report.opened.iter().map(ToString::to_string).collect();
+        tracing::info!(
+            revision = self.published.load().revision,
+            metrics = self.metrics_addr.map(tracing::field::display),
+            "gateway ready: {}",
+            opened.join(", "),
+        );
+        Ok(report.opened)
+    }
+
+    /// What is open.
+    #[must_use]
+    pub fn opened(&self) -> Vec<Opened> {
+        self.listens.opened()
+    }
+
+    /// How long QUIT lets sessions finish.
+    #[must_use]
+    pub fn shutdown_timeout(&self) -> Duration {
+        self.config.shutdown_timeout
+    }
+
+    /// Follows a new config.yaml: opens and closes listens, keeps every session. On an error nothing
+    /// has changed.
+    pub async fn reload(&mut self, config: Config) -> anyhow::Result<()> {
+        let mut refusals = config.unbuilt();
+        refusals.extend(self.config.changes_needing_restart(&config));
+        if !refusals.is_empty() {
+            bail!("{}", refusals.join("\n"));
+        }
+        // Before the first state there is nothing to open yet.
+        if self.state.ready() {
+            let report = self.listens.reconcile(&config.listens).await.map_err(|errors| told(&errors))?;
+            for opened in &report.opened {
+                tracing::info!("opened {opened}");
+            }
+            for closed in &report.closed {
+                tracing::info!("closed {closed}; its TCP sessions go on");
+            }
+            for changed in &report.changed {
+                tracing::info!("new settings for {changed}; they count for new sessions");
+            }
+            for warning in &report.warnings {
+                tracing::warn!("{warning}");
+            }
+        }
+        self.config = config;
+        Ok(())
+    }
+
+    /// Ends it: no new sessions, those that live have until `limit` from now, or until `hurry`.
+    pub async fn stop(mut self, limit: Duration, hurry: impl Future<Output = ()>) {
+        self.drain.start(Instant::now() + limit);
+        let finished = async {
+            // Closing empties the accept queues: whoever got through to us is served.
+            if let Err(errors) = self.listens.reconcile(&[]).await {
+                tracing::error!("{}", told(&errors));
+            }
+            self.drain.finished().await;
+        };
+        tokio::select! {
+            () = finished => {}
+            () = hurry => {
+                self.drain.now();
+                self.drain.finished().await;
+            }
+        }
+        // Threads that have said goodbye end at once.
+        let _ = tokio::task::spawn_blocking(move || self.workers.join()).await;
+        self.background.cancel();
+    }
+}
+
+/// Starts what turns the source's changes into snapshots.
+fn follow(
+    config: &Config,
+    control: Control,
+    accepted: mpsc::Receiver<()>,
+    (names, status): (watch::Receiver<control::Names>, Arc<SourceStatus>),
+    stop: &CancellationToken,
+) {
+    let (events, received) = mpsc::channel(EVENTS);
+    tokio::spawn(control::run(control, received, accepted, stop.clone()));
+    tokio::spawn(resolve::run(config.dns.clone(), names, events.clone(), stop.clone()));
+    let (from, stop) = (config.source.clone(), stop.clone());
+    tokio::spawn(async move { source::run(&from, events, status, stop).await });
+}
+
+/// Every address must be free now: waiting for etcd first would tell of a mistake too late.
+fn prove_free(config: &Config, share: bool) -> anyhow::Result<()> {
+    let mut errors = Vec::new();
+    for listen in &config.listens {
+        let (transport, addr) = (listen.transport, listen.addr);
+        let plan = bind::Plan { transport, addr, count: 1, share };
+        if let Err(error) = bind::bind(&plan) {
+            errors.push(format!("listen {}: {error}", listen.written));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { bail!("{}", errors.join("\n")) }
+}
+
+fn told(errors: &[ListenError]) -> anyhow::Error {
+    let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    anyhow!("{}", lines.join("\n"))
+}
+
+/// What the workers share, with the limits of the process.
+fn shared(
+    config: &Config,
+    published: &Published,
+    totals: Arc<Totals>,
+    metrics: &Metrics,
+) -> anyhow::Result<Shared> {
+    let descriptors = limits::raise_descriptors().context("cannot raise the limit on descriptors")?;
+    let free = limits::for_sessions(descriptors, config.listens.len() * config.workers);
+    let sessions = config.limits.sessions.unwrap_or(free / 2);
+    metrics.sessions_limit.set(crate::metrics::count(sessions));
+    metrics.udp_associations_limit.set(crate::metrics::count(config.limits.udp_associations));
+    let (outcomes, received) = mpsc::channel(OUTCOMES);
+    tokio::spawn(log::outcomes(received));
+    Ok(Shared {
+        published: published.clone(),
+        node: Arc::new(NodeCounters::default()),
+        totals,
+        outcomes,
+        sessions: Budget::new(sessions),
+        descriptors: Budget::new(free),
+        udp_associations: config.limits.udp_associations,
+    })
+}
+
+/// Binds and serves the metrics and the status pages; their real addresses.
+async fn serve_pages(
+    config: &Config,
+    admin: &Arc<Admin>,
+    stop: &CancellationToken,
+) -> anyhow::Result<(Option<SocketAddr>, Option<SocketAddr>)> {
+    let serve = async |addr: SocketAddr, pages: Pages, key: &str| {
+        let listener = TcpListener::bind(addr).await.with_context(|| {
+            format!(
+                "cannot listen on {addr} ({key}); another process may hold it, or this host lacks the address"
+            )
+        })?;
+        let addr = listener.local_addr()?;
+        tokio::spawn(admin::serve(listener, pages, admin.clone(), stop.clone()));
+        anyhow::Ok(addr)
+    };
+    let (mut metrics_addr, mut status_addr) = (None, None);
+    if let Some(prometheus) = &config.prometheus {
+        let pages = Pages { metrics: Some(prometheus.uri.clone()), status: false };
+        metrics_addr = Some(serve(prometheus.addr, pages, "plugin_attr.prometheus.export_addr").await?);
+    }
+    if let Some(addr) = config.status {
+        status_addr = Some(serve(addr, Pages { metrics: None, status: true }, "apisix.status").await?);
+    }
+    Ok((metrics_addr, status_addr))
+}
+
+/// Milliseconds since the Unix epoch.
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

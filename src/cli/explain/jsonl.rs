@@ -1,0 +1,143 @@
+//! Cases as JSON lines: the objects and the connections in, the route and the node of each out.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+use streamgate::balance::{Picked, Pool, Tried};
+use streamgate::config::RulesConfig;
+use streamgate::live::Live;
+use streamgate::resource::{Key, Kind};
+use streamgate::session::{Inbound, Transport};
+use streamgate::snapshot::{Builder, Snapshot};
+use streamgate::store::{Batch, Event, Store};
+
+/// The answer to one line, itself one line.
+pub(super) fn answer(rules: &RulesConfig, line: &str) -> String {
+    let case: Value = match serde_json::from_str(line) {
+        Ok(case) => case,
+        Err(error) => {
+            return json!({"id": null, "error": format!("the line is no JSON: {error}")}).to_string();
+        }
+    };
+    let id = case.get("id").cloned().unwrap_or_default();
+    let (store, snapshot) = build(rules, &case);
+    let connections = case.get("connections").and_then(Value::as_array);
+    // Sessions of one line are open together: least_conn counts them all.
+    let mut open = Vec::new();
+    let results: Vec<Value> = connections
+        .into_iter()
+        .flatten()
+        .map(|connection| match inbound(connection) {
+            Ok(inbound) => result(&snapshot, &inbound, connection, &mut open),
+            Err(why) => json!({"route": null, "node": null, "reason": why}),
+        })
+        .collect();
+    let rejected: Map<String, Value> =
+        store.rejected().map(|one| (one.key.to_string(), json!(&*one.reason))).collect();
+    let mut answer = json!({"id": id, "results": results});
+    if !rejected.is_empty() {
+        answer["rejected"] = rejected.into();
+    }
+    answer.to_string()
+}
+
+fn build(rules: &RulesConfig, case: &Value) -> (Store, Snapshot) {
+    let kinds =
+        [(Kind::StreamRoute, "stream_routes"), (Kind::Upstream, "upstreams"), (Kind::Service, "services")];
+    let mut objects = Vec::new();
+    for (kind, member) in kinds {
+        for object in case.get(member).and_then(Value::as_array).into_iter().flatten() {
+            let id: Arc<str> = match object.get("id") {
+                Some(Value::String(id)) => id.as_str().into(),
+                Some(id @ Value::Number(_)) => id.to_string().into(),
+                _ => format!("arr_{}", objects.len() + 1).into(),
+            };
+            objects.push((Key::new(kind, id), Bytes::from(object.to_string()), 1));
+        }
+    }
+    let mut store = Store::new(rules.clone()).in_given_order();
+    let mut builder = Builder::new(Arc::new(Live::default()), 0);
+    let batch = Batch { events: vec![Event::Resync { objects, revision: 1 }], revision: 1 };
+    let changes = store.apply(batch, 0);
+    let snapshot = builder.build(&store, &changes);
+    (store, snapshot)
+}
+
+fn inbound(connection: &Value) -> Result<Inbound, String> {
+    let address = |member: &str, port: &str| -> Result<SocketAddr, String> {
+        let text = connection.get(member).and_then(Value::as_str).unwrap_or("0.0.0.0");
+        let ip: IpAddr = text
+            .trim_matches(['[', ']'])
+            .parse()
+            .map_err(|_| format!("{member} is {text:?}, which is no address"))?;
+        let port = match connection.get(port) {
+            None | Some(Value::Null) => 0,
+            // Variables are texts, so a port may come as one.
+            Some(Value::String(text)) => {
+                text.parse().map_err(|_| format!("{port} is {text:?}, which is no port"))?
+            }
+            Some(number) => number
+                .as_u64()
+                .and_then(|number| u16::try_from(number).ok())
+                .ok_or_else(|| format!("{port} is {number}, which is no port"))?,
+        };
+        Ok(SocketAddr::new(ip, port))
+    };
+    let client = address("remote_addr", "remote_port")?;
+    let server = address("server_addr", "server_port")?;
+    let mut inbound = Inbound::new(Transport::Tcp, client, server);
+    inbound.sni = connection.get("sni").and_then(Value::as_str).and_then(super::server_name);
+    let variable = |name: &str| connection.get("vars")?.get(name)?.as_str().map(Arc::<str>::from);
+    // An empty client id leaves the variable unset.
+    inbound.mqtt_client_id = variable("mqtt_client_id").filter(|id| !id.is_empty());
+    Ok(inbound)
+}
+
+fn result(snapshot: &Snapshot, inbound: &Inbound, connection: &Value, open: &mut Vec<Picked>) -> Value {
+    let Some(route) = snapshot.find(inbound) else {
+        return json!({"route": null, "node": null, "reason": "no_route: no stream_route matches"});
+    };
+    let pool = match snapshot.pool(&route.target) {
+        Ok(pool) => pool,
+        Err((end, why)) => {
+            return json!({"route": &*route.id, "node": null, "reason": format!("{}: {why}", end.label())});
+        }
+    };
+    let labels = |member: &str| -> Vec<&str> {
+        connection
+            .get(member)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect()
+    };
+    let down = labels("down");
+    let mut tried = tried(pool, &labels("tried"));
+    match pool.pick(inbound, |node| !down.contains(&&*node.label), &mut tried) {
+        Some(picked) => {
+            let node = picked.node.label.clone();
+            open.push(picked);
+            json!({"route": &*route.id, "node": &*node, "reason": "matched"})
+        }
+        None => json!({"route": &*route.id, "node": null, "reason": no_node(pool)}),
+    }
+}
+
+fn tried(pool: &Pool, labels: &[&str]) -> Tried {
+    let mut tried = Tried::default();
+    pool.nodes().iter().filter(|node| labels.contains(&&*node.label)).for_each(|node| tried.note(node));
+    tried
+}
+
+fn no_node(pool: &Pool) -> &'static str {
+    if pool.settings.pending {
+        "no_node: names of nodes are not resolved here"
+    } else if pool.nodes().is_empty() {
+        "no_node: the upstream has no node that can be dialled"
+    } else {
+        "connect_failed: every node has been tried"
+    }
+}

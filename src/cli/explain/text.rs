@@ -1,0 +1,72 @@
+//! The answer for one connection, as text.
+
+use std::io::{self, Write};
+
+use streamgate::balance::Tried;
+use streamgate::resource::{Key, Kind};
+use streamgate::session::Inbound;
+use streamgate::snapshot::Route;
+
+use crate::cli::load::Loaded;
+
+/// Writes the route, the node and why every other candidate fell out.
+pub(super) fn explain(
+    loaded: &Loaded,
+    inbound: &Inbound,
+    others: usize,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let snapshot = &loaded.snapshot;
+    let explanation = snapshot.explain(inbound, others);
+    match explanation.winner {
+        Some((_, route)) => winner(loaded, route, inbound, out)?,
+        None => writeln!(out, "route  none: the connection would be closed (no_route)")?,
+    }
+    for other in &explanation.others {
+        writeln!(out, "not    {}: {}", title(other.value), other.why)?;
+    }
+    for rest in &explanation.rest {
+        writeln!(out, "not    {rest}")?;
+    }
+    let refused = snapshot.rejected().iter().filter(|refused| refused.key.kind == Kind::StreamRoute);
+    for refused in refused {
+        writeln!(out, "rejected {}: {}", refused.key, refused.reason)?;
+    }
+    writeln!(out, "config revision {}", snapshot.revision)
+}
+
+fn title(route: &Route) -> String {
+    match &route.name {
+        Some(name) => format!("{} {name:?}", route.id),
+        None => route.id.to_string(),
+    }
+}
+
+fn winner(loaded: &Loaded, route: &Route, inbound: &Inbound, out: &mut impl Write) -> io::Result<()> {
+    let revision = loaded.store.entry(&Key::new(Kind::StreamRoute, route.id.clone()));
+    let revision = revision.map(|entry| entry.revision).unwrap_or_default();
+    write!(out, "route  {} (revision {revision})", title(route))?;
+    if let Some(service) = &route.service {
+        write!(out, "   service {service}")?;
+    }
+    match loaded.snapshot.pool(&route.target) {
+        Err((end, why)) => writeln!(out, "   closed: {}: {why}", end.label())?,
+        Ok(pool) => {
+            write!(out, "   upstream {}", pool.id)?;
+            let usable = pool.nodes().len();
+            match pool.pick(inbound, |_| true, &mut Tried::default()) {
+                Some(picked) => {
+                    writeln!(out, "   node {} ({}, 1 of {usable})", picked.node.label, pool.method())?;
+                }
+                None if pool.settings.pending => {
+                    writeln!(out, "   node none yet: its names did not resolve in time")?;
+                }
+                None => writeln!(out, "   closed: no_node: the upstream has no node that can be dialled")?,
+            }
+        }
+    }
+    for why in route.degraded.iter() {
+        writeln!(out, "       {why}")?;
+    }
+    Ok(())
+}

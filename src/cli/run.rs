@@ -1,0 +1,207 @@
+//! `streamgate run`: serves until a signal ends it.
+
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use streamgate::app::{Gateway, Options};
+use streamgate::config::{self, Config};
+use streamgate::log;
+use streamgate::metrics::Metrics;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{ConfigFile, LogFormat, MISTAKE, complain};
+
+/// How long TERM lets sessions finish.
+const TERM: Duration = Duration::from_secs(10);
+/// How much nicer than the workers the control plane is: sessions go first.
+const NICENESS: i32 = 5;
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Listen on ports that other processes hold too, sharing their connections
+    #[arg(long)]
+    share_ports: bool,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = LogFormat::Auto)]
+    log_format: LogFormat,
+}
+
+pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    let config = match arguments.config.load() {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let unbuilt = config.unbuilt();
+    if !unbuilt.is_empty() {
+        unbuilt.iter().for_each(complain);
+        return ExitCode::from(MISTAKE);
+    }
+    let format = if arguments.log_format.is_json() {
+        log::Format::Json
+    } else {
+        log::Format::Human { colours: io::stderr().is_terminal() }
+    };
+    let metrics = Metrics::new(&streamgate::admin::kinds(), env!("CARGO_PKG_VERSION"));
+    let _flush = match log::init(format, &level(&config.log_level), metrics.log_lines_dropped.clone()) {
+        Ok(flush) => flush,
+        Err(error) => {
+            complain(error);
+            return ExitCode::FAILURE;
+        }
+    };
+    let options = Options { share_ports: arguments.share_ports, metrics: Some(metrics) };
+    let file = arguments.config.config.clone();
+    let outcome = runtime()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(serve(config, options, file)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            for line in format!("{error:#}").lines() {
+                tracing::error!("cannot start: {line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// APISIX's default level is warn, which would hide that the gateway is ready and that HUP worked.
+fn level(configured: &str) -> String {
+    match configured {
+        "warn" => "warn,streamgate::app=info,streamgate::control=info,streamgate::cli=info".into(),
+        other => other.into(),
+    }
+}
+
+/// The runtime of everything but sessions.
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .on_thread_start(|| {
+            // Where it is not allowed, it runs as the workers do.
+            let _ = rustix::process::nice(NICENESS);
+        })
+        .enable_all()
+        .build()
+}
+
+/// The signals of nginx. Taken before anything else, so that none keeps its default action.
+struct Signals {
+    hangup: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    reopen: Signal,
+    terminate: Signal,
+    upgrade: Signal,
+    winch: Signal,
+}
+
+/// How to end.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    Now,
+    Within(Duration),
+}
+
+impl Signals {
+    fn take() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            terminate: signal(SignalKind::terminate())?,
+            upgrade: signal(SignalKind::user_defined2())?,
+            winch: signal(SignalKind::window_change())?,
+        })
+    }
+
+    /// Waits for any signal that ends the process.
+    async fn ending(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.quit.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+async fn serve(config: Config, options: Options, file: Option<PathBuf>) -> anyhow::Result<()> {
+    let mut signals = Signals::take()?;
+    for warning in &config.warnings {
+        tracing::warn!("config.yaml: {warning}");
+    }
+    let mut gateway = Gateway::start(config, options).await?;
+    let stop = until_stopped(&mut gateway, &mut signals, file.as_deref()).await?;
+    tell(&[NotifyState::Stopping]);
+    let limit = match stop {
+        Stop::Now => Duration::ZERO,
+        Stop::Within(limit) => limit,
+    };
+    tracing::info!("stopping: sessions have {limit:?} to finish; INT or a second signal ends them at once");
+    gateway.stop(limit, signals.ending()).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Opens the listens as soon as there is a state, and obeys signals until one ends the process.
+async fn until_stopped(
+    gateway: &mut Gateway,
+    signals: &mut Signals,
+    file: Option<&Path>,
+) -> anyhow::Result<Stop> {
+    let mut open = false;
+    loop {
+        tokio::select! {
+            opened = gateway.open(), if !open => {
+                opened?;
+                open = true;
+                tell(&[NotifyState::Ready]);
+            }
+            _ = signals.hangup.recv() => reload(gateway, file).await,
+            _ = signals.interrupt.recv() => return Ok(Stop::Now),
+            _ = signals.terminate.recv() => return Ok(Stop::Within(TERM)),
+            _ = signals.quit.recv() => return Ok(Stop::Within(gateway.shutdown_timeout())),
+            _ = signals.reopen.recv() => {
+                tracing::info!("USR1: the log goes to standard error, which nothing has to open again");
+            }
+            _ = signals.upgrade.recv() => {
+                tracing::warn!("USR2: replacing the binary without a restart is not built; ignored");
+            }
+            _ = signals.winch.recv() => tracing::debug!("WINCH: ignored"),
+        }
+    }
+}
+
+async fn reload(gateway: &mut Gateway, file: Option<&Path>) {
+    tell(&[NotifyState::Reloading]);
+    let outcome = match config::load(file) {
+        Ok(config) => gateway.reload(config).await.map_err(|error| format!("{error:#}")),
+        Err(mistakes) => Err(mistakes.to_string()),
+    };
+    match outcome {
+        Ok(()) => tracing::info!("HUP: config.yaml was read again"),
+        Err(why) => {
+            for line in why.lines() {
+                tracing::error!("HUP: {line}");
+            }
+            tracing::error!("HUP: config.yaml cannot be followed; nothing has changed");
+        }
+    }
+    tell(&[NotifyState::Ready]);
+}
+
+/// Tells the service manager, where there is one.
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!("the service manager was not told: {error}");
+    }
+}
