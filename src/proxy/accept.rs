@@ -138,7 +138,66 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream as StdStream;
+    use std::sync::Arc;
+
+    use arc_swap::ArcSwap;
+    use tokio::runtime::{Builder, LocalOptions};
+    use tokio::sync::{mpsc, oneshot};
+
     use super::*;
+    use crate::config::Listen;
+    use crate::live::{Budget, NodeCounters};
+    use crate::proxy::Shared;
+
+    fn worker() -> Rc<Worker> {
+        let shared = Shared {
+            published: Arc::new(ArcSwap::default()),
+            node: Arc::new(NodeCounters::default()),
+            outcomes: mpsc::channel(1).0,
+            sessions: Budget::new(1000),
+            descriptors: Budget::new(1000),
+            udp_associations: 1,
+        };
+        Rc::new(Worker::new(shared, 1))
+    }
+
+    fn door(addr: SocketAddr) -> Door {
+        let listen = Listen {
+            written: "test".into(),
+            addr,
+            transport: Transport::Tcp,
+            tls: false,
+            tls_passthrough: false,
+            proxy_protocol: false,
+            proxy_protocol_to_upstream: false,
+            half_close: true,
+            half_close_timeout: Duration::from_secs(30),
+            idle_timeout: None,
+            responses: None,
+        };
+        Door { addr, settings: Arc::new(ArcSwap::from_pointee(listen)) }
+    }
+
+    #[test]
+    fn who_waits_in_the_queue_is_served_before_the_listener_closes() {
+        let listener = StdListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let _clients: Vec<_> = (0..50).map(|_| StdStream::connect(addr).unwrap()).collect();
+        let worker = worker();
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+        runtime.unwrap().block_on(async {
+            let (close, closing) = oneshot::channel();
+            let (closed, done) = oneshot::channel();
+            close.send(closed).unwrap();
+            run(worker.clone(), TcpListener::from_std(listener).unwrap(), door(addr), closing).await;
+            done.await.unwrap();
+            time::timeout(Duration::from_secs(10), worker.alive.none()).await.unwrap();
+        });
+        assert_eq!(worker.shared.node.ended_count(End::NoRoute), 50);
+        assert!(StdStream::connect(addr).is_err(), "the listener is still open");
+    }
 
     #[test]
     fn only_lasting_errors_pause() {

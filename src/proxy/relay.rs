@@ -175,3 +175,77 @@ fn is_disconnect(error: &io::Error) -> bool {
             | Kind::NetworkDown
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio_test::{assert_pending, assert_ready, task};
+
+    use super::*;
+
+    /// Both ends of a connection.
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    const LIMITS: Limits =
+        Limits { idle: Duration::from_secs(10), half_closed: Duration::from_secs(3), half_close: true };
+
+    /// Polls the relay until `done`. Never parks: a parked runtime lets the paused clock jump.
+    async fn drive(relay: &mut task::Spawn<impl Future<Output = Ending>>, mut done: impl FnMut() -> bool) {
+        for _ in 0..1_000_000 {
+            assert_pending!(relay.poll());
+            if done() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        panic!("nothing happened");
+    }
+
+    async fn pass(seconds: u64) {
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn any_byte_puts_the_idle_end_off() {
+        let ((client, mut near), (mut far, node)) = (pair().await, pair().await);
+        let mut relay = task::spawn(relay(&mut near, &mut far, LIMITS, |_| {}));
+        assert_pending!(relay.poll());
+        for (from, to) in [(&client, &node), (&node, &client), (&client, &node)] {
+            pass(9).await;
+            drive(&mut relay, || from.try_write(b"x").is_ok()).await;
+            drive(&mut relay, || to.try_read(&mut [0]).is_ok()).await;
+        }
+        pass(9).await;
+        assert_pending!(relay.poll());
+        pass(1).await;
+        assert_eq!(assert_ready!(relay.poll()).end, End::IdleTimeout);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fin_shortens_the_wait() {
+        let ((client, mut near), (mut far, node)) = (pair().await, pair().await);
+        let mut relay = task::spawn(relay(&mut near, &mut far, LIMITS, |_| {}));
+        assert_pending!(relay.poll());
+        pass(9).await;
+        socket2::SockRef::from(&client).shutdown(std::net::Shutdown::Write).unwrap();
+        drive(&mut relay, || node.try_read(&mut [0]).is_ok_and(|read| read == 0)).await;
+        pass(2).await;
+        assert_pending!(relay.poll());
+        pass(1).await;
+        assert_eq!(assert_ready!(relay.poll()).end, End::HalfClosedTimeout);
+    }
+
+    #[test]
+    fn endings_of_the_network_are_no_errors() {
+        for kind in [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::TimedOut] {
+            assert_eq!(failed(Side::Upstream, kind.into()).end, End::UpstreamReset, "{kind}");
+            assert_eq!(failed(Side::Client, kind.into()).end, End::ClientReset, "{kind}");
+        }
+        let strange = failed(Side::Client, io::ErrorKind::InvalidInput.into());
+        assert!(strange.end == End::Internal && strange.error.is_some());
+    }
+}
