@@ -118,9 +118,10 @@ fn a_half_closed_connection_that_is_silent_ends() {
 #[test]
 fn without_half_close_the_first_fin_ends_both() {
     let (mut gateway, mut client, mut node) = session(Listen { half_close: false, ..tcp() }, settings());
-    says(&mut client, &[7; 100_000]);
+    let bulk = vec![7; 100_000];
+    says(&mut client, &bulk);
     client.shutdown(Shutdown::Write).unwrap();
-    hears(&mut node, &[7; 100_000]);
+    hears(&mut node, &bulk);
     hears_end(&mut node);
     hears_end(&mut client);
     gateway.ends_with(End::ClientClosed);

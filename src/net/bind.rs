@@ -274,4 +274,22 @@ mod tests {
             socket.accept().unwrap();
         }
     }
+
+    #[test]
+    fn datagrams_reach_every_socket_of_the_set() {
+        let bound = bind(&plan(Transport::Udp, "127.0.0.1:0")).unwrap();
+        let addr = bound.addr;
+        let sockets = bound.listen().unwrap();
+        let client = || std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let clients: Vec<_> = (0..300).map(|_| client()).collect();
+        for client in &clients {
+            client.send_to(b"x", addr).unwrap();
+        }
+        for socket in sockets {
+            let Listening::Udp(socket) = socket else { panic!("not a UDP socket") };
+            socket.set_nonblocking(false).unwrap();
+            socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+            socket.recv(&mut [0]).unwrap();
+        }
+    }
 }

@@ -195,9 +195,9 @@ impl Answers {
                     Passed::On => {}
                     Passed::Nothing => break,
                     Passed::Blocked(bytes) => {
-                        let send = || self.send(&bytes);
-                        let outcome = self.inlet.socket.async_io(Interest::WRITABLE, send).await;
-                        if self.count(&outcome, bytes.len()) {
+                        let socket = &self.inlet.socket;
+                        let sent = socket.async_io(Interest::WRITABLE, || self.send(&bytes)).await;
+                        if self.count(&sent, bytes.len()) {
                             return;
                         }
                     }
