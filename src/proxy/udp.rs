@@ -136,6 +136,10 @@ pub(super) async fn run(worker: Rc<Worker>, inlet: Inlet, mut closing: Closing) 
     for association in ended {
         association.finish(End::Drained, Some("its listen was closed".into()));
     }
+    // Their tasks were told to end and hold the socket until they get their turn to.
+    while Rc::strong_count(&inlet) > 1 {
+        task::yield_now().await;
+    }
     drop(inlet);
     if let Ok(closed) = closed {
         let _ = closed.send(());
