@@ -14,7 +14,6 @@ mod set;
 mod template;
 mod turns;
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,7 +91,8 @@ enum Key {
 /// The nodes a session has tried, by label: it may go on in a newer pool of the same upstream.
 #[derive(Clone, Debug, Default)]
 pub struct Tried {
-    labels: BTreeSet<Arc<str>>,
+    /// Ascending.
+    labels: Vec<Arc<str>>,
 }
 
 /// A chosen node. Dropping it ends its session in the balancer's counts.
@@ -248,12 +248,14 @@ impl Tried {
     }
 
     fn contains(&self, node: &PoolNode) -> bool {
-        !self.labels.is_empty() && self.labels.contains(&node.label)
+        !self.labels.is_empty() && self.labels.binary_search(&node.label).is_ok()
     }
 
     /// Counts a node as tried.
     pub fn note(&mut self, node: &PoolNode) {
-        self.labels.insert(node.label.clone());
+        if let Err(at) = self.labels.binary_search(&node.label) {
+            self.labels.insert(at, node.label.clone());
+        }
     }
 }
 

@@ -98,15 +98,17 @@ impl Set {
         start: usize,
     ) -> Option<(usize, &'a PoolNode)> {
         let (before, after) = self.members.split_at_checked(start)?;
-        let places = (start..).zip(after).chain((0..).zip(before));
-        let mut best: Option<(u128, u128, usize, &PoolNode)> = None;
-        for (place, (index, weight)) in places {
-            let Some(node) = at(*index as usize) else { continue };
-            let (load, weight) = (u128::from(node.stats.in_flight()) + 1, u128::from(*weight));
+        let mut best: Option<(u64, u64, usize, &PoolNode)> = None;
+        // `for_each`: a loop over a chain would ask at every step which half it is in.
+        (start..).zip(after).chain((0..).zip(before)).for_each(|(place, (index, weight))| {
+            let Some(node) = at(*index as usize) else { return };
+            // Both below 2^32, so that their products are exact.
+            let load = u32::try_from(node.stats.in_flight() + 1).unwrap_or(u32::MAX);
+            let (load, weight) = (u64::from(load), u64::from(*weight));
             if best.is_none_or(|(other, other_weight, ..)| load * other_weight < other * weight) {
                 best = Some((load, weight, place, node));
             }
-        }
+        });
         best.map(|(.., place, node)| (place, node))
     }
 }

@@ -49,7 +49,7 @@ impl Template {
 
     /// The text with the values that `value` gives, and how many variables had one (or a default).
     pub fn render<'a>(&self, value: impl Fn(&str) -> Option<Cow<'a, str>>) -> (String, usize) {
-        let mut text = String::new();
+        let mut text = String::with_capacity(64);
         let mut resolved = 0;
         for part in &self.parts {
             match part {

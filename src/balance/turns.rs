@@ -43,15 +43,18 @@ impl Turns {
     /// The candidate whose turn it is. Others neither gain nor lose.
     pub(super) fn next(&mut self, candidate: impl Fn(usize) -> bool) -> Option<usize> {
         let mut total = 0;
-        let mut best: Option<&mut Turn> = None;
-        for turn in self.members.iter_mut().filter(|turn| candidate(turn.index)) {
-            turn.credit += turn.weight;
-            total += turn.weight;
-            if best.as_ref().is_none_or(|best| best.credit < turn.credit) {
-                best = Some(turn);
+        // Plain numbers, no references: this loop is what a pick costs.
+        let (mut best, mut most) = (None, i64::MIN);
+        for (place, turn) in self.members.iter_mut().enumerate() {
+            if candidate(turn.index) {
+                turn.credit += turn.weight;
+                total += turn.weight;
+                if turn.credit > most {
+                    (best, most) = (Some(place), turn.credit);
+                }
             }
         }
-        let best = best?;
+        let best = self.members.get_mut(best?)?;
         best.credit -= total;
         Some(best.index)
     }
