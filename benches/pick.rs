@@ -33,6 +33,7 @@ fn pool(balancer: &Balancer) -> Pool {
         attempts: 3,
         retry_timeout: None,
         scheme: Scheme::Plain,
+        pending: false,
     };
     Pool::new("u".into(), balancer, settings, (0..100).map(node).collect(), 7)
 }

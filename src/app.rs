@@ -263,6 +263,8 @@ fn shared(
         node: Arc::new(NodeCounters::default()),
         totals,
         outcomes,
+        // Lines are written about abnormal endings alone.
+        every_outcome: false,
         sessions: Budget::new(sessions),
         descriptors: Budget::new(free),
         udp_associations: config.limits.udp_associations,

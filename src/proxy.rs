@@ -44,6 +44,9 @@ pub struct Shared {
     pub totals: Arc<Totals>,
     /// Takes what became of each session; what it cannot take at once is counted and lost.
     pub outcomes: mpsc::Sender<Outcome>,
+    /// Hand on outcomes of normal endings too. They wake another thread once a session, so only
+    /// where somebody reads them.
+    pub every_outcome: bool,
     /// TCP sessions at the same time.
     pub sessions: Arc<Budget>,
     /// Descriptors that sessions may hold: two a TCP session, one a UDP association.

@@ -250,6 +250,8 @@ impl Outcome {
     #[must_use]
     pub fn apisix_code(&self) -> &'static str {
         match self.denied {
+            // An association has no other way to end, and nginx calls it fine.
+            None if self.end == End::IdleTimeout && self.inbound.transport == Transport::Udp => "200",
             None => self.end.apisix_code(),
             Some(403) => "403",
             Some(502) => "502",

@@ -60,7 +60,7 @@ fn bytes_go_both_ways_and_are_accounted_for() {
     assert_eq!((outcome.route.as_deref(), outcome.upstream.as_deref()), (Some("r1"), Some("u1")));
     assert_eq!((outcome.attempts, outcome.connect.is_some()), (1, true));
     assert_eq!(gateway.stats.ended_count(End::ClientClosed), 1);
-    assert_eq!(gateway.node.ended_count(End::ClientClosed), 1);
+    assert_eq!(gateway.ended_count(End::ClientClosed), 1);
     poll_until("the end", || (gateway.stats.active() == 0).then_some(()));
     assert_eq!(gateway.stats.duration.read().0.iter().sum::<u64>(), 1);
     assert_eq!(gateway.stats.connect.read().0.iter().sum::<u64>(), 1);
@@ -270,7 +270,7 @@ fn check_target(target: Option<Target>, plugins: &[Plugin], end: End, word: &str
     hears_end(&mut connect(at));
     let outcome = gateway.ends_with(end);
     assert!(outcome.detail.unwrap_or_default().contains(word));
-    assert_eq!(gateway.node.ended_count(end), 1);
+    assert_eq!(gateway.ended_count(end), 1);
 }
 
 #[test]

@@ -220,7 +220,7 @@ fn check_dropped(target: Option<Target>, end: End) {
         client.send(b"x").unwrap();
     }
     gateway.ends_with(end);
-    poll_until("all counted", || (gateway.node.ended_count(end) == 200).then_some(()));
+    poll_until("all counted", || (gateway.ended_count(end) == 200).then_some(()));
     assert!(gateway.node.outcomes_dropped.count() >= 100, "a line for each of a flood of datagrams");
 }
 

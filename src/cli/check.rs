@@ -116,7 +116,7 @@ fn report(config: &Config, arguments: &Arguments, out: &mut impl Write) -> io::R
     }
     let of = |level| findings.iter().filter(|finding| finding.level == level).count();
     let (rejected, changes, warnings) = (of(Level::Rejected), of(Level::Changes), of(Level::Warn));
-    let code = if !unbuilt.is_empty() { MISTAKE } else { u8::from(rejected + changes > 0) };
+    let code = if unbuilt.is_empty() { u8::from(rejected + changes > 0) } else { MISTAKE };
     writeln!(out, "{rejected} rejected, {changes} change behaviour, {warnings} warnings; exit {code}")?;
     Ok(ExitCode::from(code))
 }

@@ -56,17 +56,15 @@ async fn first_read(config: &Config) -> Result<Batch, String> {
     let _stop = stop.clone().drop_guard();
     let (from, watched) = (config.source.clone(), status.clone());
     tokio::spawn(async move { source::run(&from, sender, watched, stop).await });
-    match timeout(READ, batches.recv()).await {
-        Ok(Some(batch)) => Ok(batch),
-        _ => {
-            let place = match &config.source {
-                Source::Etcd(etcd) => format!("etcd {}", etcd.hosts.join(", ")),
-                Source::File(path) => path.display().to_string(),
-            };
-            let why = status.last_error().map_or_else(|| "it gave no answer".into(), |error| error.sentence);
-            Err(format!("cannot read the objects of {place}: {why}"))
-        }
+    if let Ok(Some(batch)) = timeout(READ, batches.recv()).await {
+        return Ok(batch);
     }
+    let place = match &config.source {
+        Source::Etcd(etcd) => format!("etcd {}", etcd.hosts.join(", ")),
+        Source::File(path) => path.display().to_string(),
+    };
+    let why = status.last_error().map_or_else(|| "it gave no answer".into(), |error| error.sentence);
+    Err(format!("cannot read the objects of {place}: {why}"))
 }
 
 /// The first answer for each name, as far as they come in time.

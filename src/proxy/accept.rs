@@ -147,6 +147,7 @@ mod tests {
 
     use super::*;
     use crate::config::Listen;
+    use crate::live::listen_stats::ListenStats;
     use crate::live::{Budget, NodeCounters};
     use crate::proxy::Shared;
 
@@ -154,7 +155,9 @@ mod tests {
         let shared = Shared {
             published: Arc::new(ArcSwap::default()),
             node: Arc::new(NodeCounters::default()),
+            totals: Arc::default(),
             outcomes: mpsc::channel(1).0,
+            every_outcome: false,
             sessions: Budget::new(1000),
             descriptors: Budget::new(1000),
             udp_associations: 1,
@@ -176,7 +179,8 @@ mod tests {
             idle_timeout: None,
             responses: None,
         };
-        Door { addr, settings: Arc::new(ArcSwap::from_pointee(listen)) }
+        let stats = Arc::new(ListenStats::new("test".into(), "test".into(), Transport::Tcp));
+        Door { addr, settings: Arc::new(ArcSwap::from_pointee(listen)), stats }
     }
 
     #[test]
@@ -195,7 +199,7 @@ mod tests {
             done.await.unwrap();
             time::timeout(Duration::from_secs(10), worker.alive.none()).await.unwrap();
         });
-        assert_eq!(worker.shared.node.ended_count(End::NoRoute), 50);
+        assert_eq!(worker.shared.totals.unrouted.ended_count(End::NoRoute), 50);
         assert!(StdStream::connect(addr).is_err(), "the listener is still open");
     }
 

@@ -166,8 +166,8 @@ impl Record {
         }
         let outcome = self.outcome(end, detail, duration);
         self.worker.shared.totals.record(&outcome);
-        // Lines are written about abnormal endings alone.
-        if end.is_normal() || (self.bounded && !self.worker.may_log_refused()) {
+        let unread = end.is_normal() && !self.worker.shared.every_outcome;
+        if unread || (self.bounded && !self.worker.may_log_refused()) {
             return;
         }
         self.worker.log(outcome);

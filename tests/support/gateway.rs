@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use streamgate::balance::{Pool, PoolNode, PoolSettings};
 use streamgate::config::Listen;
 use streamgate::drain::Drain;
+use streamgate::live::totals::Totals;
 use streamgate::live::{Budget, NodeCounters, Stats};
 use streamgate::matcher::Rule;
 use streamgate::plugin::Plugin;
@@ -42,6 +43,7 @@ pub(crate) struct Gateway {
     pub(crate) drain: Drain,
     pub(crate) node: Arc<NodeCounters>,
     pub(crate) stats: Arc<Stats>,
+    totals: Arc<Totals>,
     pub(crate) sessions: Arc<Budget>,
     pub(crate) runtime: Runtime,
     published: Published,
@@ -56,11 +58,14 @@ impl Gateway {
         let published = Published::new(ArcSwap::default());
         let (sender, outcomes) = mpsc::channel(10_000);
         let node = Arc::new(NodeCounters::default());
+        let totals = Arc::<Totals>::default();
         let sessions = Budget::new(setup.sessions);
         let shared = Shared {
             published: published.clone(),
             node: node.clone(),
+            totals: totals.clone(),
             outcomes: sender,
+            every_outcome: true,
             sessions: sessions.clone(),
             descriptors: Budget::new(setup.descriptors),
             udp_associations: setup.associations,
@@ -71,7 +76,19 @@ impl Gateway {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let workers = Some(workers);
         let stats = Arc::default();
-        Self { drain, node, stats, sessions, runtime, published, workers, listens, outcomes, wanted: vec![] }
+        Self {
+            drain,
+            node,
+            totals,
+            stats,
+            sessions,
+            runtime,
+            published,
+            workers,
+            listens,
+            outcomes,
+            wanted: vec![],
+        }
     }
 
     /// A gateway with one listen and one route from everywhere to `pool`.
@@ -92,8 +109,14 @@ impl Gateway {
             target,
             plugins: plugins.into(),
             tls_passthrough: false,
+            degraded: Arc::default(),
         };
         self.published.store(Arc::new(Snapshot::from_parts(vec![(Rule::default(), route)], vec![])));
+    }
+
+    /// How many sessions ended so, whether they had a route or not.
+    pub(crate) fn ended_count(&self, end: End) -> u64 {
+        self.totals.unrouted.ended_count(end) + self.stats.ended_count(end)
     }
 
     /// Publishes a state without any route.
@@ -171,6 +194,7 @@ pub(crate) fn settings() -> PoolSettings {
         attempts: 3,
         retry_timeout: None,
         scheme: Scheme::Plain,
+        pending: false,
     }
 }
 
