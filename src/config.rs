@@ -22,6 +22,7 @@ mod read;
 mod report;
 mod snippet;
 mod time;
+pub mod variables;
 mod yaml;
 
 use std::fmt;

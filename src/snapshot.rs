@@ -193,8 +193,9 @@ impl Snapshot {
     pub fn degraded(&self) -> Vec<Degraded> {
         self.routes()
             .flat_map(|route| {
-                let why = |why: &String| Degraded { route: route.id.clone(), why: why.as_str().into() };
-                route.degraded.iter().map(why)
+                let pool = self.pool(&route.target).ok().and_then(|pool| pool.degraded());
+                let own = route.degraded.iter().map(String::as_str);
+                own.chain(pool).map(|why| Degraded { route: route.id.clone(), why: why.into() })
             })
             .collect()
     }

@@ -4,18 +4,19 @@
 //! text; a text that had one becomes a number or a boolean where it then looks like one, quotes in
 //! the YAML or not. A variable set to the empty text counts as set.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::path::PathBuf;
 
 use serde_json::Map;
-use serde_json::Number;
 use serde_json::Value;
 
 use super::report::Report;
 use super::report::entry_path;
 use super::report::item_path;
+use super::variables::{self, Reference};
 
 /// All that reading a configuration asks of the world around it.
 #[derive(Clone)]
@@ -59,8 +60,8 @@ impl fmt::Debug for Environment {
 /// Replaces every reference in `value`; a variable that is not set and has no default is a mistake.
 pub(super) fn substitute(value: Value, path: &str, env: &Environment, report: &Report) -> Value {
     match value {
-        Value::String(text) => match replace(&text, path, env, report) {
-            Some(replaced) => retyped(replaced),
+        Value::String(text) => match replaced(&text, path, env, report) {
+            Some(replaced) => variables::typed(replaced),
             None => Value::String(text),
         },
         Value::Array(list) => list
@@ -71,7 +72,7 @@ pub(super) fn substitute(value: Value, path: &str, env: &Environment, report: &R
         Value::Object(map) => {
             let mut renamed = Map::with_capacity(map.len());
             for (key, value) in map {
-                let key = replace(&key, path, env, report).unwrap_or(key);
+                let key = replaced(&key, path, env, report).unwrap_or(key);
                 let value = substitute(value, &entry_path(path, &key), env, report);
                 if renamed.insert(key.clone(), value).is_some() {
                     report.mistake(&entry_path(path, &key), "stands twice after its variables are replaced");
@@ -84,90 +85,29 @@ pub(super) fn substitute(value: Value, path: &str, env: &Environment, report: &R
 }
 
 /// The text with its references replaced; `None` where there are none.
-fn replace(text: &str, path: &str, env: &Environment, report: &Report) -> Option<String> {
-    let mut replaced = String::new();
-    let mut found = false;
-    let mut rest = text;
-    while let Some(start) = rest.find("${{") {
-        let (before, from) = rest.split_at(start);
-        replaced.push_str(before);
-        if let Some((inner, after)) = reference(from) {
-            found = true;
-            replaced.push_str(resolve(inner, path, env, report));
-            rest = after;
-        } else {
-            // Not a reference: kept as it stands, as the Lua pattern passes over it.
-            replaced.push('$');
-            rest = from.get(1..).unwrap_or_default();
-        }
+fn replaced(text: &str, path: &str, env: &Environment, report: &Report) -> Option<String> {
+    match variables::replace_all(text, |reference| resolve(reference, path, env, report)) {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(replaced) => Some(replaced),
     }
-    replaced.push_str(rest);
-    found.then_some(replaced)
 }
 
-/// Cuts `${{ inner }}` off the front of `text`. The inner part begins with a name.
-fn reference(text: &str) -> Option<(&str, &str)> {
-    let inner = text.strip_prefix("${{")?.trim_start();
-    if !inner.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_') {
-        return None;
-    }
-    let (inner, after) = inner.split_once("}}")?;
-    Some((inner.trim_end(), after))
-}
-
-fn resolve<'t>(inner: &'t str, path: &str, env: &'t Environment, report: &Report) -> &'t str {
-    let (name, default) = match inner.split_once(":=") {
-        Some((name, default)) => (name, Some(default.trim())),
-        None => (inner, None),
-    };
-    let set = env.var(name.trim_end());
-    if name.ends_with(char::is_whitespace) && set.is_some() {
-        // APISIX looks for a variable whose name ends in that blank (file.lua:75) and finds none.
-        report.warn(path, format!("`${{{{{inner}}}}}` has a blank before `:=`: streamgate takes the variable, APISIX the default"));
-    }
-    set.or(default).unwrap_or_else(|| {
-        report.mistake(
+fn resolve(reference: Reference<'_>, path: &str, env: &Environment, report: &Report) -> String {
+    let Reference { name, default, .. } = reference;
+    let set = env.var(name);
+    if reference.blank && set.is_some() {
+        report.warn(
             path,
-            format!(
-                "can't find environment variable {}; set it, or write `${{{{{}:=default}}}}`",
-                name.trim_end(),
-                name.trim_end()
-            ),
+            format!("`{name}` has a blank before `:=`: streamgate takes the variable, APISIX the default"),
         );
+    }
+    let value = set.or(default).unwrap_or_else(|| {
+        let sentence =
+            format!("can't find environment variable {name}; set it, or write `${{{{{name}:=default}}}}`");
+        report.mistake(path, sentence);
         ""
-    })
-}
-
-/// A number or boolean where a replaced text looks like one.
-fn retyped(text: String) -> Value {
-    match text.as_str() {
-        "true" => Value::Bool(true),
-        "false" => Value::Bool(false),
-        _ => lua_number(&text).map_or(Value::String(text), Value::Number),
-    }
-}
-
-/// Lua's `tonumber`: decimal, exponent, hexadecimal, blanks around it. Infinite values and hexadecimal fractions,
-/// which no setting of ours can use, stay texts.
-fn lua_number(text: &str) -> Option<Number> {
-    let text = text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
-    let (negative, digits) = match text.strip_prefix('-') {
-        Some(digits) => (true, digits),
-        None => (false, text.strip_prefix('+').unwrap_or(text)),
-    };
-    if let Some(hex) = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
-        let plain = !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit());
-        let number = plain.then(|| i64::from_str_radix(hex, 16).ok()).flatten()?;
-        return Some(if negative { -number } else { number }.into());
-    }
-    if !digits.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
-        return None;
-    }
-    if let Ok(number) = digits.parse::<i64>() {
-        return Some(if negative { -number } else { number }.into());
-    }
-    let number = digits.parse::<f64>().ok()?;
-    Number::from_f64(if negative { -number } else { number })
+    });
+    value.to_owned()
 }
 
 #[cfg(test)]

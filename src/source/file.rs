@@ -22,7 +22,6 @@ use crate::store::Event;
 use self::parse::{Format, Object};
 use self::stamp::{Looked, Stamp};
 
-mod env;
 mod parse;
 mod stamp;
 

@@ -1,12 +1,13 @@
 //! From the text of `apisix.yaml` or `apisix.json` to objects, as `apisix/core/config_yaml.lua` reads it.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::Bytes;
 use serde_json::{Map, Number, Value};
 
-use super::env::{Missing, substitute};
+use crate::config::variables;
 use crate::resource::{Key, Kind};
 
 /// An object with its bytes and a number that differs when they do.
@@ -28,6 +29,22 @@ pub(super) struct ParseError {
     pub(super) at: Option<(u64, u64)>,
     /// For the operator.
     pub(super) what: String,
+}
+
+/// A variable that is not set and has no default.
+#[derive(Debug, Eq, PartialEq)]
+struct Missing {
+    name: String,
+    /// Where its `${{` begins, in bytes.
+    at: usize,
+}
+
+/// `text` with its variables replaced.
+fn substitute<'t>(text: &'t str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Cow<'t, str>, Missing> {
+    variables::replace(text, |reference| {
+        let value = lookup(reference.name).or_else(|| reference.default.map(str::to_owned));
+        value.ok_or_else(|| Missing { name: reference.name.to_owned(), at: reference.at })
+    })
 }
 
 /// The objects in the order of the file, and sentences about what was passed over.
@@ -87,8 +104,8 @@ fn json(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Value, Pa
 fn replace_in_strings(value: Value, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Value, Missing> {
     Ok(match value {
         Value::String(text) => match substitute(&text, lookup)? {
-            std::borrow::Cow::Borrowed(_) => Value::String(text),
-            std::borrow::Cow::Owned(replaced) => typed(replaced),
+            Cow::Borrowed(_) => Value::String(text),
+            Cow::Owned(replaced) => variables::typed(replaced),
         },
         Value::Array(items) => {
             items.into_iter().map(|item| replace_in_strings(item, lookup)).collect::<Result<_, _>>()?
@@ -103,24 +120,6 @@ fn replace_in_strings(value: Value, lookup: &dyn Fn(&str) -> Option<String>) -> 
         }
         other => other,
     })
-}
-
-/// Lua's `tonumber`, then `true` and `false`.
-fn typed(text: String) -> Value {
-    let trimmed = text.trim();
-    let hexadecimal = trimmed.strip_prefix("0x").or_else(|| trimmed.strip_prefix("0X"));
-    let integer = match hexadecimal {
-        Some(digits) => i64::from_str_radix(digits, 16).ok(),
-        None => trimmed.parse().ok(),
-    };
-    let starts_numeric = trimmed.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
-    let float = || trimmed.parse().ok().filter(|_| starts_numeric).and_then(Number::from_f64);
-    match (integer, trimmed) {
-        (Some(integer), _) => Value::from(integer),
-        (None, "true") => Value::Bool(true),
-        (None, "false") => Value::Bool(false),
-        _ => float().map_or(Value::String(text), Value::Number),
-    }
 }
 
 fn objects(directories: &Map<String, Value>) -> (Vec<Object>, Vec<String>) {
