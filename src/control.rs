@@ -88,7 +88,7 @@ impl Control {
             all.names.extend(changes.names);
             all.refused.extend(changes.refused);
         }
-        report_refused(&all);
+        self.report_refused(&all);
         if let Some(held) = self.store.held().filter(|_| held_before.is_none()) {
             tracing::error!(
                 revision = held.revision,
@@ -166,29 +166,33 @@ impl Control {
         }
     }
 
+    fn report_refused(&self, changes: &Changes) {
+        for refused in &changes.refused {
+            let serving = if refused.previous_serves {
+                "the previous version keeps serving"
+            } else {
+                "nothing serves in its place"
+            };
+            // Revisions of a file's objects are sums of their content, which tell nobody anything.
+            let revision = if self.state.source == "etcd" {
+                format!(" revision {}", refused.revision)
+            } else {
+                String::new()
+            };
+            tracing::warn!(
+                object = %refused.key,
+                "rejected {}{revision}: {}; {serving}",
+                refused.key,
+                refused.reason,
+            );
+        }
+    }
+
     fn accept_held(&mut self, retired: &mut Vec<Arc<Snapshot>>) -> usize {
         let changes = self.store.accept_held(unix_ms());
-        report_refused(&changes);
+        self.report_refused(&changes);
         self.publish(&changes, Instant::now(), retired);
         changes.keys.len()
-    }
-}
-
-fn report_refused(changes: &Changes) {
-    for refused in &changes.refused {
-        let serving = if refused.previous_serves {
-            "the previous version keeps serving"
-        } else {
-            "nothing serves in its place"
-        };
-        tracing::warn!(
-            object = %refused.key,
-            revision = refused.revision,
-            "rejected {} revision {}: {}; {serving}",
-            refused.key,
-            refused.revision,
-            refused.reason,
-        );
     }
 }
 

@@ -12,9 +12,9 @@ use std::time::Duration;
 use metrics::Counter;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use self::cap::Cap;
 pub use self::lines::{Flush, Lines};
@@ -46,10 +46,26 @@ pub enum InitError {
     Again,
 }
 
+/// The log of the process. Dropped, it waits for lines that are on their way.
+#[derive(Debug)]
+pub struct Log {
+    filter: reload::Handle<EnvFilter, Registry>,
+    _flush: Flush,
+}
+
+impl Log {
+    /// From now on lines of this level and above are written.
+    pub fn set_level(&self, level: &str) -> Result<(), InitError> {
+        let filter = filter(level)?;
+        // It fails only where the log itself is gone, and this value holds it.
+        let _ = self.filter.reload(filter);
+        Ok(())
+    }
+}
+
 /// Sends the events of the whole process to standard error. What is dropped is counted in `dropped`.
-/// Events wait for their last lines when the returned value is dropped.
-pub fn init(format: Format, level: &str, dropped: Counter) -> Result<Flush, InitError> {
-    let filter = filter(level)?;
+pub fn init(format: Format, level: &str, dropped: Counter) -> Result<Log, InitError> {
+    let (filter, handle) = reload::Layer::new(filter(level)?);
     let (lines, flush) = Lines::new(std::io::stderr(), dropped);
     let layer = tracing_subscriber::fmt::layer().with_writer(lines);
     let registry = tracing_subscriber::registry().with(filter);
@@ -60,7 +76,7 @@ pub fn init(format: Format, level: &str, dropped: Counter) -> Result<Flush, Init
         Format::Json => registry.with(layer.json().flatten_event(true).with_ansi(false)).try_init(),
     }
     .map_err(|_| InitError::Again)?;
-    Ok(flush)
+    Ok(Log { filter: handle, _flush: flush })
 }
 
 /// Libraries speak at their own debug level about every frame; they stay at warn unless a full

@@ -1,7 +1,7 @@
 //! `streamgate run`: serves until a signal ends it.
 
 use std::io::{self, IsTerminal};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -49,18 +49,18 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         log::Format::Human { colours: io::stderr().is_terminal() }
     };
     let metrics = Metrics::new(&streamgate::admin::kinds(), env!("CARGO_PKG_VERSION"));
-    let _flush = match log::init(format, &level(&config.log_level), metrics.log_lines_dropped.clone()) {
-        Ok(flush) => flush,
+    let log = match log::init(format, &level(&config.log_level), metrics.log_lines_dropped.clone()) {
+        Ok(log) => log,
         Err(error) => {
             complain(error);
             return ExitCode::FAILURE;
         }
     };
     let options = Options { share_ports: arguments.share_ports, metrics: Some(metrics) };
-    let file = arguments.config.config.clone();
+    let process = Process { file: arguments.config.config.clone(), log };
     let outcome = runtime()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(serve(config, options, file)));
+        .and_then(|runtime| runtime.block_on(serve(config, options, &process)));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -104,6 +104,14 @@ struct Signals {
     winch: Signal,
 }
 
+/// What outlives a reading of config.yaml.
+#[derive(Debug)]
+struct Process {
+    /// As given with `-c`.
+    file: Option<PathBuf>,
+    log: log::Log,
+}
+
 /// How to end.
 #[derive(Clone, Copy, Debug)]
 enum Stop {
@@ -134,13 +142,13 @@ impl Signals {
     }
 }
 
-async fn serve(config: Config, options: Options, file: Option<PathBuf>) -> anyhow::Result<()> {
+async fn serve(config: Config, options: Options, process: &Process) -> anyhow::Result<()> {
     let mut signals = Signals::take()?;
     for warning in &config.warnings {
         tracing::warn!("config.yaml: {warning}");
     }
     let mut gateway = Gateway::start(config, options).await?;
-    let stop = until_stopped(&mut gateway, &mut signals, file.as_deref()).await?;
+    let stop = until_stopped(&mut gateway, &mut signals, process).await?;
     tell(&[NotifyState::Stopping]);
     let limit = match stop {
         Stop::Now => Duration::ZERO,
@@ -156,7 +164,7 @@ async fn serve(config: Config, options: Options, file: Option<PathBuf>) -> anyho
 async fn until_stopped(
     gateway: &mut Gateway,
     signals: &mut Signals,
-    file: Option<&Path>,
+    process: &Process,
 ) -> anyhow::Result<Stop> {
     let mut open = false;
     loop {
@@ -166,7 +174,7 @@ async fn until_stopped(
                 open = true;
                 tell(&[NotifyState::Ready]);
             }
-            _ = signals.hangup.recv() => reload(gateway, file).await,
+            _ = signals.hangup.recv() => process.reload(gateway).await,
             _ = signals.interrupt.recv() => return Ok(Stop::Now),
             _ = signals.terminate.recv() => return Ok(Stop::Within(TERM)),
             _ = signals.quit.recv() => return Ok(Stop::Within(gateway.shutdown_timeout())),
@@ -181,22 +189,28 @@ async fn until_stopped(
     }
 }
 
-async fn reload(gateway: &mut Gateway, file: Option<&Path>) {
-    tell(&[NotifyState::Reloading]);
-    let outcome = match config::load(file) {
-        Ok(config) => gateway.reload(config).await.map_err(|error| format!("{error:#}")),
-        Err(mistakes) => Err(mistakes.to_string()),
-    };
-    match outcome {
-        Ok(()) => tracing::info!("HUP: config.yaml was read again"),
-        Err(why) => {
-            for line in why.lines() {
-                tracing::error!("HUP: {line}");
+impl Process {
+    /// Reads config.yaml again and follows it, or says why not.
+    async fn reload(&self, gateway: &mut Gateway) {
+        tell(&[NotifyState::Reloading]);
+        match self.follow(gateway).await {
+            Ok(()) => tracing::info!("HUP: config.yaml was read again"),
+            Err(why) => {
+                for line in why.lines() {
+                    tracing::error!("HUP: {line}");
+                }
+                tracing::error!("HUP: config.yaml cannot be followed; nothing has changed");
             }
-            tracing::error!("HUP: config.yaml cannot be followed; nothing has changed");
         }
+        tell(&[NotifyState::Ready]);
     }
-    tell(&[NotifyState::Ready]);
+
+    async fn follow(&self, gateway: &mut Gateway) -> Result<(), String> {
+        let config = config::load(self.file.as_deref()).map_err(|mistakes| mistakes.to_string())?;
+        let level = level(&config.log_level);
+        gateway.reload(config).await.map_err(|error| format!("{error:#}"))?;
+        self.log.set_level(&level).map_err(|error| error.to_string())
+    }
 }
 
 /// Tells the service manager, where there is one.

@@ -32,7 +32,10 @@ pub(super) fn explain(
     for refused in refused {
         writeln!(out, "rejected {}: {}", refused.key, refused.reason)?;
     }
-    writeln!(out, "config revision {}", snapshot.revision)
+    if loaded.from_etcd {
+        writeln!(out, "config revision {}", snapshot.revision)?;
+    }
+    Ok(())
 }
 
 fn title(route: &Route) -> String {
@@ -45,7 +48,10 @@ fn title(route: &Route) -> String {
 fn winner(loaded: &Loaded, route: &Route, inbound: &Inbound, out: &mut impl Write) -> io::Result<()> {
     let revision = loaded.store.entry(&Key::new(Kind::StreamRoute, route.id.clone()));
     let revision = revision.map(|entry| entry.revision).unwrap_or_default();
-    write!(out, "route  {} (revision {revision})", title(route))?;
+    write!(out, "route  {}", title(route))?;
+    if loaded.from_etcd {
+        write!(out, " (revision {revision})")?;
+    }
     if let Some(service) = &route.service {
         write!(out, "   service {service}")?;
     }
