@@ -90,8 +90,8 @@ fn inbound(connection: &Value) -> Result<Inbound, String> {
     let mut inbound = Inbound::new(Transport::Tcp, client, server);
     inbound.sni = connection.get("sni").and_then(Value::as_str).and_then(super::server_name);
     let variable = |name: &str| connection.get("vars")?.get(name)?.as_str().map(Arc::<str>::from);
-    // An empty client id leaves the variable unset.
-    inbound.mqtt_client_id = variable("mqtt_client_id").filter(|id| !id.is_empty());
+    // A variable that is given is set, to nothing too; a plugin leaves an empty client id out.
+    inbound.mqtt_client_id = variable("mqtt_client_id");
     Ok(inbound)
 }
 
