@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BINARY := target/release/streamgate
 
-.PHONY: help deps build run test lint doc bench compose-check fuzz clean
+.PHONY: help deps build run test lint doc bench compose-check clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
