@@ -125,6 +125,8 @@ impl Control {
 
     fn publish(&mut self, changes: &Changes, begun: Instant, retired: &mut Vec<Arc<Snapshot>>) {
         let next = Arc::new(self.builder.build(&self.store, changes));
+        // Each worker holds one old snapshot at most, so few are left.
+        retired.retain(|old| Arc::strong_count(old) > 1);
         retired.push(self.published.swap(next));
         let took = begun.elapsed();
         self.metrics.published(self.store.revision(), took);
