@@ -25,8 +25,8 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         Err(code) => return code,
     };
     match post(address) {
-        Ok((200, body)) => {
-            say(body.trim());
+        Ok((202, _)) => {
+            say("accepted: the held configuration takes effect now");
             ExitCode::SUCCESS
         }
         Ok((status, body)) => {
