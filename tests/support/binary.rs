@@ -74,6 +74,8 @@ pub struct Setup {
     pub plugins: Vec<&'static str>,
     /// The `deployment:` section.
     pub deployment: String,
+    /// Lines of `apisix:`, indented by two.
+    pub apisix: String,
     /// Lines at the end of the file.
     pub more: String,
     /// Lines of `streamgate:`, indented by two.
@@ -83,6 +85,10 @@ pub struct Setup {
     /// Arguments of `run`.
     pub arguments: Vec<String>,
     pub environment: Vec<(String, String)>,
+    /// The port of `tcp(0)`, where it is not to be chosen.
+    pub fixed_port: Option<u16>,
+    /// A whole config.yaml instead of one made from the above; `@tcp0`, `@metrics` stand for ports.
+    pub whole: Option<String>,
 }
 
 impl Setup {
@@ -93,11 +99,14 @@ impl Setup {
             workers: 2,
             plugins: vec!["prometheus", "ip-restriction", "limit-conn"],
             deployment,
+            apisix: String::new(),
             more: String::new(),
             ours: String::new(),
             objects: None,
             arguments: vec![],
             environment: vec![],
+            fixed_port: None,
+            whole: None,
         }
     }
 
@@ -152,16 +161,20 @@ impl Setup {
     }
 
     fn text(&self, ports: &Ports) -> String {
+        if let Some(whole) = &self.whole {
+            return ports.fill(whole);
+        }
         let listens = |ports: &[u16]| -> String {
             let quoted: Vec<String> = ports.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
             quoted.join(", ")
         };
         let mut text = format!(
             "apisix:\n  proxy_mode: stream\n  status: {{ip: 127.0.0.1, port: {}}}\n  stream_proxy:\n    \
-             tcp: [{}]\n    udp: [{}]\ndeployment:\n{}",
+             tcp: [{}]\n    udp: [{}]\n{}deployment:\n{}",
             ports.status,
             listens(&ports.tcp),
             listens(&ports.udp),
+            self.apisix,
             self.deployment,
         );
         let Self { workers, plugins, more, ours, .. } = self;
@@ -201,7 +214,7 @@ impl Ports {
                 text = text.replace(&format!("\"{name}\""), &port).replace(&name, &port);
             }
         }
-        text
+        text.replace("@metrics", &self.metrics.to_string())
     }
 }
 
@@ -216,14 +229,17 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    fn spawn(setup: Setup) -> Self {
+    /// Starts it without a look at what becomes of it.
+    pub fn spawn(setup: Setup) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let free = |count: usize| (0..count).map(|_| free_port()).collect();
-        let ports =
+        let mut ports =
             Ports { tcp: free(setup.tcp), udp: free(setup.udp), metrics: free_port(), status: free_port() };
+        ports.tcp.iter_mut().zip(setup.fixed_port).for_each(|(port, fixed)| *port = fixed);
         fs::write(folder.path().join("config.yaml"), setup.text(&ports)).unwrap();
         if let Some(objects) = &setup.objects {
-            fs::write(folder.path().join("apisix.json"), ports.fill(objects)).unwrap();
+            let name = if objects.contains("#END") { "apisix.yaml" } else { "apisix.json" };
+            fs::write(folder.path().join(name), ports.fill(objects)).unwrap();
         }
         let log = File::create(folder.path().join("log")).unwrap();
         let mut command = streamgate();
@@ -273,11 +289,16 @@ impl Gateway {
         fs::write(self.config_file(), text).unwrap();
     }
 
-    /// Writes apisix.json with ports in place of `@tcp0`; seen whole or not at all.
+    /// Writes apisix.json with ports in place of `@tcp0`.
     pub fn write_objects(&self, objects: &Value) {
-        let (new, file) = (self.folder.path().join("new"), self.folder.path().join("apisix.json"));
-        fs::write(&new, self.ports.fill(&objects.to_string())).unwrap();
-        fs::rename(new, file).unwrap();
+        self.write("apisix.json", &objects.to_string());
+    }
+
+    /// Writes a file next to config.yaml, ports in place of `@tcp0`; seen whole or not at all.
+    pub fn write(&self, name: &str, text: &str) {
+        let new = self.folder.path().join("new");
+        fs::write(&new, self.ports.fill(text)).unwrap();
+        fs::rename(new, self.folder.path().join(name)).unwrap();
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -375,6 +396,13 @@ impl Gateway {
         };
         self.eventually(words, |gateway| find(gateway).is_some());
         find(self).unwrap()
+    }
+
+    /// The line of a session that ended so, of a gateway that has written its last.
+    #[track_caller]
+    pub fn says_end_after_exit(&self, end: &str) -> Value {
+        let line = self.log().into_iter().find(|line| line["end"] == end);
+        line.unwrap_or_else(|| panic!("no session ended with {end}:\n{}", self.log_text()))
     }
 
     /// Waits for the line of a session that ended so.
