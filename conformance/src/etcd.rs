@@ -102,28 +102,56 @@ impl Client {
         );
         self.stream.get_mut().write_all(&[head.as_bytes(), body.as_bytes()].concat())?;
         let (ok, length) = self.read_head()?;
-        let mut answer = vec![0; length];
-        self.stream.read_exact(&mut answer)?;
+        let answer = match length {
+            Some(length) => self.read_part(length)?,
+            None => self.read_chunks()?,
+        };
         let answer = String::from_utf8_lossy(&answer).into_owned();
         if ok { Ok(answer) } else { Err(io::Error::other(format!("etcd answers {answer}"))) }
     }
 
-    /// Reads the status line and headers: whether it is a 200, and the length of the body.
-    fn read_head(&mut self) -> io::Result<(bool, usize)> {
-        let (mut ok, mut length) = (None, 0);
+    /// Reads the status line and headers: whether it is a 200, and the length of the body; none where
+    /// it comes in chunks, as long answers do.
+    fn read_head(&mut self) -> io::Result<(bool, Option<usize>)> {
+        let (mut ok, mut length) = (None, Some(0));
         loop {
-            let mut line = String::new();
-            if self.stream.read_line(&mut line)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            let line = line.trim_end().to_ascii_lowercase();
+            let line = self.read_line()?.to_ascii_lowercase();
             if let Some(value) = line.strip_prefix("content-length:") {
-                length = value.trim().parse().map_err(io::Error::other)?;
+                length = Some(value.trim().parse().map_err(io::Error::other)?);
+            }
+            if line.starts_with("transfer-encoding:") {
+                length = None;
             }
             if line.is_empty() {
                 return Ok((ok == Some(true), length));
             }
             ok.get_or_insert(line.contains(" 200"));
         }
+    }
+
+    fn read_chunks(&mut self) -> io::Result<Vec<u8>> {
+        let mut whole = Vec::new();
+        loop {
+            let length = usize::from_str_radix(&self.read_line()?, 16).map_err(io::Error::other)?;
+            whole.extend(self.read_part(length)?);
+            self.read_line()?;
+            if length == 0 {
+                return Ok(whole);
+            }
+        }
+    }
+
+    fn read_part(&mut self, length: usize) -> io::Result<Vec<u8>> {
+        let mut part = vec![0; length];
+        self.stream.read_exact(&mut part)?;
+        Ok(part)
+    }
+
+    fn read_line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        if self.stream.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(line.trim_end().to_owned())
     }
 }

@@ -77,10 +77,11 @@ impl Gateway {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Resident memory in KiB, from `/proc`.
-    pub fn resident_kib(&self) -> io::Result<u64> {
+    /// Memory in KiB, from a line of `/proc/…/status`: `VmRSS:` is what is resident, `VmHWM:` what
+    /// was at most.
+    pub fn memory_kib(&self, line: &str) -> io::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+        let line = status.lines().find_map(|found| found.strip_prefix(line)).unwrap_or_default();
         line.trim().trim_end_matches(" kB").parse().map_err(io::Error::other)
     }
 }

@@ -5,5 +5,6 @@
 
 pub mod echo;
 pub mod etcd;
+pub mod figures;
 pub mod gateway;
 pub mod process;
