@@ -64,7 +64,8 @@ fn check_refused(gateway: &mut Gateway, config: &str, words: &[&str]) {
     gateway.eventually("the refusal", |gateway| {
         gateway.log()[count..].iter().any(|line| line["message"].to_string().contains("nothing has changed"))
     });
-    let said: String = gateway.log()[count..].iter().map(|line| format!("{}\n", line["message"])).collect();
+    let said: Vec<String> = gateway.log()[count..].iter().map(|line| line["message"].to_string()).collect();
+    let said = said.join("\n");
     for words in words {
         assert!(said.contains(words), "no {words} in\n{said}");
     }

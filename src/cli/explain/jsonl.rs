@@ -89,9 +89,9 @@ fn inbound(connection: &Value) -> Result<Inbound, String> {
     let server = address("server_addr", "server_port")?;
     let mut inbound = Inbound::new(Transport::Tcp, client, server);
     inbound.sni = connection.get("sni").and_then(Value::as_str).and_then(super::server_name);
-    let variable = |name: &str| connection.get("vars")?.get(name)?.as_str().map(Arc::<str>::from);
     // A variable that is given is set, to nothing too; a plugin leaves an empty client id out.
-    inbound.mqtt_client_id = variable("mqtt_client_id");
+    let client_id = connection.get("vars").and_then(|vars| vars.get("mqtt_client_id"));
+    inbound.mqtt_client_id = client_id.and_then(Value::as_str).map(Arc::from);
     Ok(inbound)
 }
 
