@@ -94,6 +94,8 @@ pub struct Entry {
     pub warnings: Arc<[String]>,
     /// Kept where the object carries plugins: another list of enabled plugins parses it anew.
     raw: Option<Bytes>,
+    /// Of its bytes: an etcd that was restored or began anew counts the same revisions again.
+    digest: u64,
 }
 
 /// A refused version, with what it takes to try it again.

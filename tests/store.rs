@@ -108,6 +108,17 @@ fn a_lower_revision_of_a_restored_etcd_counts() {
 }
 
 #[test]
+fn an_etcd_filled_anew_has_other_values_at_the_same_revisions() {
+    let mut store = loaded(RulesConfig::default());
+    put(&mut store, "a", ROUTE, 2);
+    put(&mut store, "b", BAD, 3);
+    resync(&mut store, &[("a", OTHER, 2), ("b", OTHER, 3)], 3);
+    check_port(&store, "a", Some(9200));
+    check_port(&store, "b", Some(9200));
+    assert!(resync(&mut store, &[("a", OTHER, 2), ("b", OTHER, 3)], 3).is_empty());
+}
+
+#[test]
 fn a_refused_version_is_not_reported_again_by_a_full_read() {
     let mut store = loaded(RulesConfig::default());
     put(&mut store, "a", BAD, 2);

@@ -1,6 +1,7 @@
 //! Taking events in.
 
 use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -88,12 +89,9 @@ impl Store {
         for (position, (key, value, revision)) in lists.into_iter().chain(objects).enumerate() {
             gone.remove(&key);
             let order = if self.given_order { file_order(position, &key) } else { etcd_order(&key) };
-            let known = match self.rejected.get(&key) {
-                Some(refused) => refused.rejected.revision == revision && refused.order == order,
-                None => self.objects.get(&key).is_some_and(|e| e.revision == revision && e.order == order),
-            };
-            if !known {
-                self.accept(Candidate { key, raw: value, revision, order }, turn);
+            let new = Candidate { key, raw: value, revision, order };
+            if !self.knows(&new) {
+                self.accept(new, turn);
             }
         }
         let mut gone: Vec<Key> = gone.into_iter().collect();
@@ -101,6 +99,17 @@ impl Store {
         for key in gone {
             self.remove(key, turn);
         }
+    }
+
+    /// Reports whether this is the version that was taken in or refused last. The revision alone does
+    /// not say: etcd restored, or filled again by the same script, has other values at the same ones.
+    fn knows(&self, new: &Candidate) -> bool {
+        if let Some(old) = self.rejected.get(&new.key) {
+            return old.rejected.revision == new.revision && old.order == new.order && old.raw == new.raw;
+        }
+        self.objects.get(&new.key).is_some_and(|old| {
+            old.revision == new.revision && old.order == new.order && old.digest == digest(&new.raw)
+        })
     }
 
     /// Parses a new version and commits it, or keeps the previous one.
@@ -114,8 +123,9 @@ impl Store {
 
     fn commit(&mut self, new: Candidate, object: Object, warnings: Vec<String>, turn: &mut Turn) {
         let Candidate { key, raw, revision, order } = new;
+        let digest = digest(&raw);
         let raw = has_plugins(&object).then_some(raw);
-        let entry = Entry { revision, order, object, warnings: warnings.into(), raw };
+        let entry = Entry { revision, order, object, warnings: warnings.into(), raw, digest };
         self.rejected.remove(&key);
         let new = self.objects.insert(key.clone(), entry).is_none();
         *self.counts.entry(key.kind).or_default() += usize::from(new);
@@ -202,6 +212,13 @@ struct Candidate {
     raw: Bytes,
     revision: i64,
     order: Order,
+}
+
+/// The same for the same bytes while the process lives.
+fn digest(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
 }
 
 fn has_plugins(object: &Object) -> bool {
