@@ -180,12 +180,30 @@ pub struct Live {
 /// Entries by key, each kept as long as somebody holds it.
 #[derive(Debug)]
 pub struct Registry<K, V> {
-    entries: Mutex<HashMap<K, Weak<V>>>,
+    entries: Mutex<Entries<K, V>>,
 }
+
+/// A dead entry keeps its memory until it is swept. So a table that has doubled since its last
+/// sweep is swept before it grows, which costs nothing worth mentioning an entry.
+#[derive(Debug)]
+struct Entries<K, V> {
+    map: HashMap<K, Weak<V>>,
+    sweep_at: usize,
+}
+
+/// Smaller tables are not worth a sweep.
+const LEAST_TO_SWEEP: usize = 256;
 
 impl<K, V> Default for Registry<K, V> {
     fn default() -> Self {
-        Self { entries: Mutex::new(HashMap::new()) }
+        Self { entries: Mutex::new(Entries { map: HashMap::new(), sweep_at: LEAST_TO_SWEEP }) }
+    }
+}
+
+impl<K: Eq + Hash, V> Entries<K, V> {
+    fn sweep(&mut self) {
+        self.map.retain(|_, value| value.strong_count() > 0);
+        self.sweep_at = LEAST_TO_SWEEP.max(self.map.len() * 2);
     }
 }
 
@@ -193,24 +211,26 @@ impl<K: Eq + Hash, V> Registry<K, V> {
     /// The entry of `key`, made by `make` where nobody holds one.
     pub fn entry(&self, key: K, make: impl FnOnce() -> V) -> Arc<V> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(value) = entries.get(&key).and_then(Weak::upgrade) {
+        if let Some(value) = entries.map.get(&key).and_then(Weak::upgrade) {
             return value;
         }
+        if entries.map.len() >= entries.sweep_at {
+            entries.sweep();
+        }
         let value = Arc::new(make());
-        entries.insert(key, Arc::downgrade(&value));
+        entries.map.insert(key, Arc::downgrade(&value));
         value
     }
 
     /// The entries that somebody holds, in no order.
     pub fn held(&self) -> Vec<Arc<V>> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.values().filter_map(Weak::upgrade).collect()
+        entries.map.values().filter_map(Weak::upgrade).collect()
     }
 
     /// Forgets keys that nobody holds any more.
     pub fn sweep(&self) {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.retain(|_, value| value.strong_count() > 0);
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).sweep();
     }
 }
 
@@ -237,6 +257,17 @@ mod tests {
         assert_eq!(registry.entry(1, Stats::default).ended_count(End::NoRoute), 1);
         drop(first);
         assert_eq!(registry.entry(1, Stats::default).ended_count(End::NoRoute), 0);
+    }
+
+    #[test]
+    fn keys_that_come_and_go_do_not_add_up() {
+        let registry = Registry::<usize, Stats>::default();
+        let kept = registry.entry(0, Stats::default);
+        for key in 1..10_000 {
+            drop(registry.entry(key, Stats::default));
+        }
+        assert!(registry.entries.lock().unwrap().map.len() <= LEAST_TO_SWEEP);
+        assert!(Arc::ptr_eq(&kept, &registry.entry(0, Stats::default)));
     }
 
     #[test]
