@@ -21,9 +21,6 @@ use crate::store::{Batch, Changes, Store};
 /// Events taken together at most before a snapshot is published.
 const MOST_BATCHES: usize = 4096;
 
-/// How often statistics of routes and nodes that are gone are forgotten.
-const SWEEP: Duration = Duration::from_mins(1);
-
 /// How often snapshots that nobody reads are looked for, and held reads for their end.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -58,7 +55,6 @@ pub async fn run(
 ) {
     let mut retired: Vec<Arc<Snapshot>> = Vec::new();
     let mut housekeeping = Instant::now() + HOUSEKEEPING;
-    let mut sweep = Instant::now() + SWEEP;
     let mut batches = Vec::new();
     loop {
         tokio::select! {
@@ -75,10 +71,6 @@ pub async fn run(
                 housekeeping = Instant::now() + HOUSEKEEPING;
                 retired.retain(|old| Arc::strong_count(old) > 1);
                 control.release_overdue(&mut retired);
-                if Instant::now() >= sweep {
-                    sweep = Instant::now() + SWEEP;
-                    control.builder.sweep();
-                }
             }
         }
     }

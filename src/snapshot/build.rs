@@ -114,12 +114,6 @@ impl Builder {
         self.snapshot.clone()
     }
 
-    /// Forgets statistics that no route, node or session holds any more.
-    pub fn sweep(&self) {
-        self.live.routes.sweep();
-        self.live.nodes.sweep();
-    }
-
     /// Names that nodes of reached upstreams carry: what is worth resolving.
     pub fn wanted_names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.names.keys()
