@@ -24,7 +24,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use rules::{Parsed, Rejection, Rules};
+pub use rules::{Parsed, Rejection, Remark, Rules};
 pub use validate::validate_line;
 
 use crate::addr::{Host, IpMatcher};

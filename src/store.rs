@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::config::RulesConfig;
 use crate::matcher::Order;
-use crate::resource::{Key, Kind, Object, Rules};
+use crate::resource::{Key, Kind, Object, Remark, Rules};
 
 mod apply;
 mod held;
@@ -75,6 +75,8 @@ pub struct Rejected {
     pub revision: i64,
     /// Why: a sentence for the operator.
     pub reason: Arc<str>,
+    /// The id of the difference to APISIX that is behind it, where APISIX would serve it.
+    pub rule: Option<&'static str>,
     /// Since when the present refusal stands: milliseconds since the Unix epoch.
     pub since_unix_ms: u64,
     /// A previous version of it keeps serving.
@@ -91,7 +93,7 @@ pub struct Entry {
     /// The typed object.
     pub object: Object,
     /// Sentences about parts that were dropped or do nothing.
-    pub warnings: Arc<[String]>,
+    pub warnings: Arc<[Remark]>,
     /// Kept where the object carries plugins: another list of enabled plugins parses it anew.
     raw: Option<Bytes>,
     /// Of its bytes: an etcd that was restored or began anew counts the same revisions again.

@@ -182,11 +182,11 @@ fn unknown_plugins_reject_in_standalone_alone() {
     let key = Key::new(Kind::StreamRoute, "7");
     let value = br#"{"plugins":{"limit-con":{}}}"#;
     let accepted = rules(false).parse(&key, value).unwrap();
-    assert!(accepted.warnings[0].contains("did you mean `limit-conn`?"), "{:?}", accepted.warnings);
+    assert!(accepted.warnings[0].text.contains("did you mean `limit-conn`?"), "{:?}", accepted.warnings);
     let refused = rules(true).parse(&key, value).unwrap_err();
     assert!(refused.mistakes[0].contains("limit-con is not among the enabled"), "{refused}");
     let unbuilt = rules(true).parse(&key, br#"{"plugins":{"own-plugin":{}}}"#).unwrap();
-    assert!(unbuilt.warnings[0].contains("NOT ENFORCED"), "{:?}", unbuilt.warnings);
+    assert!(unbuilt.warnings[0].text.contains("NOT ENFORCED"), "{:?}", unbuilt.warnings);
 }
 
 /// SG-002

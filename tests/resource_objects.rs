@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use streamgate::config::RulesConfig;
 use streamgate::resource::{
-    Balancer, HashKey, Key, Kind, Object, Parsed, Rules, Scheme, Service, Ssl, StreamRoute, Upstream,
+    Balancer, HashKey, Key, Kind, Object, Parsed, Remark, Rules, Scheme, Service, Ssl, StreamRoute, Upstream,
 };
 use streamgate::sni::SniPattern;
 
@@ -17,10 +17,14 @@ fn parse(kind: Kind, text: &str) -> Parsed {
     rules.parse(&Key::new(kind, "7"), text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
+fn texts(remarks: Vec<Remark>) -> Vec<String> {
+    remarks.into_iter().map(|remark| remark.text).collect()
+}
+
 fn route(text: &str) -> (StreamRoute, Vec<String>) {
     let parsed = parse(Kind::StreamRoute, text);
     match parsed.object {
-        Object::StreamRoute(route) => ((*route).clone(), parsed.warnings),
+        Object::StreamRoute(route) => ((*route).clone(), texts(parsed.warnings)),
         other => panic!("{other:?}"),
     }
 }
@@ -28,7 +32,7 @@ fn route(text: &str) -> (StreamRoute, Vec<String>) {
 fn upstream(text: &str) -> (Upstream, Vec<String>) {
     let parsed = parse(Kind::Upstream, text);
     match parsed.object {
-        Object::Upstream(upstream) => ((*upstream).clone(), parsed.warnings),
+        Object::Upstream(upstream) => ((*upstream).clone(), texts(parsed.warnings)),
         other => panic!("{other:?}"),
     }
 }
@@ -36,7 +40,7 @@ fn upstream(text: &str) -> (Upstream, Vec<String>) {
 fn ssl(text: &str) -> (Ssl, Vec<String>, Option<String>) {
     let parsed = parse(Kind::Ssl, text);
     match parsed.object {
-        Object::Ssl(ssl) => ((*ssl).clone(), parsed.warnings, parsed.unusable),
+        Object::Ssl(ssl) => ((*ssl).clone(), texts(parsed.warnings), parsed.unusable.map(|why| why.text)),
         other => panic!("{other:?}"),
     }
 }
@@ -168,7 +172,11 @@ fn a_broken_plugin_of_a_service_refuses_sessions_and_the_service_stays() {
     let Service { plugins, .. } = &*service;
     assert!(plugins[0].broken.as_deref().unwrap().contains("lacks `protocol_level`"));
     assert_eq!((&plugins[1].broken, &plugins[1].conf["response_code"]), (&None, &json!(403)));
-    assert_eq!(parsed.warnings.len(), 1);
+    let warned: Vec<_> = parsed.warnings.iter().map(|remark| (remark.rule, &*remark.text)).collect();
+    assert_eq!(warned.len(), 2, "{warned:?}");
+    assert!(warned.iter().all(|(rule, _)| *rule == Some("SG-001")), "{warned:?}");
+    assert!(warned[0].1.contains("this one refuses every session"), "{warned:?}");
+    assert!(warned[1].1.contains("ip-restriction gets its defaults here"), "{warned:?}");
 }
 
 struct Pair {

@@ -129,6 +129,7 @@ mod tests {
             key: Key::new(Kind::StreamRoute, "r1"),
             revision: 8,
             reason: "/server_port is \"x\"".into(),
+            rule: None,
             since_unix_ms: 10_000,
             previous_serves: true,
         };

@@ -14,6 +14,7 @@ use super::{ConfigFile, MISTAKE, complain, load};
 
 mod objects;
 mod order;
+mod upstreams;
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
@@ -56,7 +57,7 @@ impl fmt::Display for Level {
 #[derive(Debug)]
 pub(super) struct Finding {
     pub(super) level: Level,
-    /// `SG-012` of docs/compatibility.md, where a rule of ours is behind it.
+    /// The id of the difference to APISIX that is behind it (docs/compatibility.md), if one is.
     pub(super) rule: Option<&'static str>,
     /// The object, such as `stream_routes/7`.
     pub(super) object: String,

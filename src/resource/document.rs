@@ -18,7 +18,18 @@ pub(super) fn read(bytes: &[u8], notes: &mut Notes) -> Result<Value, Rejection> 
     };
     let text = String::from_utf8_lossy(bytes);
     if let Ok(value) = serde_json::from_str(&without_control_characters(&text)) {
-        notes.warn("the value is not strict JSON: it has bytes that are no UTF-8, or line breaks inside strings; they were repaired".into());
+        let broken = "the value is not strict JSON: it has";
+        match text {
+            Cow::Borrowed(_) => {
+                notes.warn(format!("{broken} line breaks inside strings; they were repaired"))
+            }
+            Cow::Owned(_) => {
+                notes.differs(
+                    "SG-012",
+                    format!("{broken} bytes that are no UTF-8; each was replaced by U+FFFD"),
+                );
+            }
+        }
         return Ok(value);
     }
     let start: String = text.chars().take(40).collect();
@@ -131,6 +142,17 @@ mod tests {
         check(b"init_dir", None, false);
         check(br#"{"a":}"#, None, false);
         check(b"{\"a\":\"\n\"", None, false);
+    }
+
+    #[test]
+    fn only_replaced_bytes_are_a_difference() {
+        let rules = |bytes: &[u8]| {
+            let mut notes = Notes::default();
+            read(bytes, &mut notes).unwrap();
+            notes.warnings.iter().map(|remark| remark.rule).collect::<Vec<_>>()
+        };
+        assert_eq!(rules(b"{\"a\":\"\xff\"}"), [Some("SG-012")]);
+        assert_eq!(rules(b"{\"a\":\"\n\"}"), [None]);
     }
 
     #[test]

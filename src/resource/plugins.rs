@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::document::is_reference;
 use super::explain::{brief, distance, escaped};
 use super::rules::{Notes, Rejection, Rules};
 use super::{PluginConf, schema};
@@ -42,20 +43,31 @@ pub(super) fn one(
     let mut broken = None;
     match rules.schemas.plugin(&name) {
         _ if !enabled => unknown(rules, &name, &at, notes)?,
-        None => notes.warn(format!("{at}: this program has no plugin {name}; it is NOT ENFORCED")),
+        None => {
+            notes.differs("SG-015", format!("{at}: this program has no plugin {name}; it is NOT ENFORCED"));
+        }
         Some(schema) => match check(schema, &name, &mut conf, &at, notes) {
-            Ok(()) => schema.fill(&mut conf),
-            Err(mistakes) if disabled => {
-                notes.warn(format!("{} (accepted, because `_meta.disable` is set)", mistakes.join("; ")));
+            Ok(()) => {
+                let unfilled =
+                    (owner == Owner::Service && !rules.standalone && !disabled).then(|| conf.clone());
+                schema.fill(&mut conf);
+                if unfilled.is_some_and(|unfilled| unfilled != conf) {
+                    let text =
+                        format!("{at} gets its defaults here; APISIX runs a service's plugins without them");
+                    notes.differs("SG-001", text);
+                }
             }
-            Err(mistakes) if owner == Owner::Service && !rules.standalone => {
-                let why = mistakes.join("; ");
-                notes.warn(format!(
-                    "{why} (APISIX does not check the plugins of a service; this one refuses every session)"
-                ));
-                broken = Some(why.into());
+            Err(why) if disabled => {
+                notes.warn(format!("{why} (accepted, because `_meta.disable` is set)"));
             }
-            Err(mistakes) => return Err(mistakes.into()),
+            Err(why) if owner == Owner::Service && !rules.standalone => {
+                notes.differs(
+                    "SG-001",
+                    format!("{why} (APISIX does not check the plugins of a service; this one refuses every session)"),
+                );
+                broken = Some(why.to_string().into());
+            }
+            Err(why) => return Err(why),
         },
     }
     Ok(PluginConf { name: name.into(), conf: conf.into(), disabled, enabled, broken })
@@ -80,7 +92,7 @@ fn check(
     conf: &mut Value,
     at: &str,
     notes: &mut Notes,
-) -> Result<(), Vec<String>> {
+) -> Result<(), Rejection> {
     schema.check(conf, at)?;
     match name {
         "ip-restriction" => networks(conf, at)?,
@@ -99,18 +111,24 @@ fn check(
 }
 
 /// The schema lets references pass; the list cannot hold one (APISIX raises there).
-fn networks(conf: &Value, at: &str) -> Result<(), Vec<String>> {
+fn networks(conf: &Value, at: &str) -> Result<(), Rejection> {
     let lists = ["whitelist", "blacklist"].into_iter();
     let lists = lists.filter_map(|name| Some((name, conf.get(name)?.as_array()?)));
     let entries =
         lists.flat_map(|(name, list)| list.iter().enumerate().map(move |(i, entry)| (name, i, entry)));
-    let mistakes: Vec<String> = entries
-        .filter_map(|(name, i, entry)| {
-            let error = IpMatcher::parse_apisix(entry.as_str()?).err()?;
-            Some(format!("{at}/{name}/{i}: {error}"))
-        })
-        .collect();
-    if mistakes.is_empty() { Ok(()) } else { Err(mistakes) }
+    let (mut mistakes, mut reference) = (Vec::new(), false);
+    for (name, i, entry) in entries {
+        let Some(text) = entry.as_str() else { continue };
+        if let Err(error) = IpMatcher::parse_apisix(text) {
+            mistakes.push(format!("{at}/{name}/{i}: {error}"));
+            reference |= is_reference(text);
+        }
+    }
+    match (mistakes.is_empty(), reference) {
+        (true, _) => Ok(()),
+        (false, true) => Err(Rejection::from(mistakes).by("SG-003")),
+        (false, false) => Err(mistakes.into()),
+    }
 }
 
 fn matches(conf: &Value, at: &str, notes: &mut Notes) -> Result<(), Vec<String>> {
@@ -134,8 +152,9 @@ fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
 
 fn dead_patterns(expr: &Expr, at: &str, notes: &mut Notes) {
     for pattern in expr.dead_patterns() {
-        notes.warn(format!(
+        let text = format!(
             "{at}: the pattern {pattern:?} does not compile and never matches; look-around and back references are not supported"
-        ));
+        );
+        notes.differs("SG-010", text);
     }
 }

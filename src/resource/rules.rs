@@ -28,11 +28,27 @@ pub struct Rules {
 pub struct Parsed {
     /// The object.
     pub object: Object,
-    /// Sentences about parts that were dropped or have no effect; the rest of the object counts.
-    pub warnings: Vec<String>,
+    /// About parts that were dropped, have no effect or mean something else than in APISIX; the rest
+    /// of the object counts.
+    pub warnings: Vec<Remark>,
     /// Set where APISIX accepts the object and this program cannot serve it: why. To be treated as
     /// rejected at run time.
-    pub unusable: Option<String>,
+    pub unusable: Option<Remark>,
+}
+
+/// A sentence about an object that was read.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Remark {
+    /// The id of the difference to APISIX that is behind it (docs/compatibility.md), if one is.
+    pub rule: Option<&'static str>,
+    /// For the operator.
+    pub text: String,
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
 }
 
 /// Why an object is refused: a sentence for each mistake, with its JSON pointer.
@@ -40,6 +56,15 @@ pub struct Parsed {
 pub struct Rejection {
     /// At least one.
     pub mistakes: Vec<String>,
+    /// The id of the difference to APISIX that is behind it, where APISIX decides otherwise.
+    pub rule: Option<&'static str>,
+}
+
+impl Rejection {
+    /// The same, where APISIX does something else.
+    pub(super) fn by(self, rule: &'static str) -> Self {
+        Self { rule: Some(rule), ..self }
+    }
 }
 
 impl fmt::Display for Rejection {
@@ -52,31 +77,37 @@ impl std::error::Error for Rejection {}
 
 impl From<Vec<String>> for Rejection {
     fn from(mistakes: Vec<String>) -> Self {
-        Self { mistakes }
+        Self { mistakes, rule: None }
     }
 }
 
 impl From<String> for Rejection {
     fn from(mistake: String) -> Self {
-        Self { mistakes: vec![mistake] }
+        Self { mistakes: vec![mistake], rule: None }
     }
 }
 
 /// What is said about an object while it is read.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
-    pub(super) warnings: Vec<String>,
-    pub(super) unusable: Option<String>,
+    pub(super) warnings: Vec<Remark>,
+    pub(super) unusable: Option<Remark>,
 }
 
 impl Notes {
-    pub(super) fn warn(&mut self, warning: String) {
-        self.warnings.push(warning);
+    /// Something is odd, and is so in APISIX too.
+    pub(super) fn warn(&mut self, text: String) {
+        self.warnings.push(Remark { rule: None, text });
+    }
+
+    /// Something is otherwise than in APISIX, by a rule of docs/compatibility.md.
+    pub(super) fn differs(&mut self, rule: &'static str, text: String) {
+        self.warnings.push(Remark { rule: Some(rule), text });
     }
 
     /// The first reason stays.
-    pub(super) fn unusable(&mut self, why: String) {
-        self.unusable.get_or_insert(why);
+    pub(super) fn unusable(&mut self, rule: Option<&'static str>, text: String) {
+        self.unusable.get_or_insert(Remark { rule, text });
     }
 }
 
@@ -131,7 +162,7 @@ impl Rules {
     /// Reads an upstream written inside something else, such as a rule of traffic-split, whose
     /// schema has been checked already. `owner` names it in warnings.
     #[must_use]
-    pub fn inline_upstream(&self, value: &Value, owner: &str) -> (Upstream, Vec<String>) {
+    pub fn inline_upstream(&self, value: &Value, owner: &str) -> (Upstream, Vec<Remark>) {
         let mut notes = Notes::default();
         let upstream = upstream::inline(self, Document::from(value.clone()), owner, &mut notes);
         (upstream, notes.warnings)

@@ -18,6 +18,14 @@ pub(super) fn parse(
     rules.schemas.service.check(&mut value, "")?;
     let mut fields = Document::from(value);
     let plugins = plugins::parse(rules, fields.nested("plugins").into_fields(), Owner::Service, notes)?;
+    if rules.standalone && !plugins.is_empty() {
+        notes.differs(
+            "SG-002",
+            "APISIX drops a service with plugins that comes from a file, and the sessions of its routes fail; here \
+             it serves"
+                .into(),
+        );
+    }
     let inline = fields.take("upstream");
     let owner = format!("the upstream of service {id}");
     Ok(Service {

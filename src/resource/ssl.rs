@@ -29,10 +29,10 @@ pub(super) fn parse(
     let client = if client_type { None } else { client(&fields.nested("client"))? };
     let (kept, dropped) = (pairs.kept, pairs.dropped);
     if kept.is_empty() {
-        notes.unusable(dropped.join("; "));
+        notes.unusable(Some("SG-006"), dropped.join("; "));
     } else {
         for why in dropped {
-            notes.warn(format!("{why}; the pair is left out"));
+            notes.differs("SG-006", format!("{why}; the pair is left out"));
         }
     }
     let protocols = protocols(&fields, notes);
@@ -115,6 +115,7 @@ fn protocols(fields: &Document, notes: &mut Notes) -> Option<Vec<Box<str>>> {
     }
     if !listed.iter().any(|name| matches!(*name, "TLSv1.2" | "TLSv1.3")) {
         notes.unusable(
+            Some("SG-007"),
             "/ssl_protocols allows TLS 1.1 alone, which this program does not speak; add TLSv1.2 or TLSv1.3"
                 .into(),
         );

@@ -55,10 +55,10 @@ fn seconds(number: f64) -> i64 {
 fn address(fields: &Document, name: &str, notes: &mut Notes) -> Result<Option<IpMatcher>, Rejection> {
     let Some(text) = fields.text(name) else { return Ok(None) };
     if is_reference(text) {
-        return Err(format!(
+        let why = format!(
             "/{name} is {text:?}, a reference to a secret, which nothing resolves here; write the address itself"
-        )
-        .into());
+        );
+        return Err(Rejection::from(why).by("SG-003"));
     }
     let matcher = IpMatcher::parse_apisix(text).map_err(|error| format!("/{name}: {error}"))?;
     if text.contains(['\0', '\n']) {
@@ -73,11 +73,19 @@ fn snis(fields: &Document, notes: &mut Notes) -> Vec<SniPattern> {
     if plural.contains(&"*") {
         return Vec::new();
     }
+    if let Some(sni) = fields.text("sni").filter(|sni| sni.bytes().any(|byte| byte.is_ascii_uppercase())) {
+        notes.differs(
+            "SG-008",
+            format!(
+                "/sni is {sni:?}, which APISIX 3.18 never matches; here, as in 3.19, its case does not count"
+            ),
+        );
+    }
     let mut patterns = Vec::with_capacity(1);
     for text in fields.text("sni").into_iter().chain(plural) {
         match text.parse::<SniPattern>().map_err(|error| error.to_string()) {
             Ok(pattern) => patterns.push(pattern),
-            Err(error) => notes.unusable(format!("the server name {text:?} can never match: {error}")),
+            Err(error) => notes.unusable(None, format!("the server name {text:?} can never match: {error}")),
         }
     }
     patterns

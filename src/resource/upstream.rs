@@ -40,7 +40,8 @@ pub(super) fn parse(
 pub(super) fn inline(rules: &Rules, mut fields: Document, owner: &str, notes: &mut Notes) -> Upstream {
     let tls = fields.take("tls").map(Document::from).map(|tls| {
         pair(rules, &tls).unwrap_or_else(|why| {
-            notes.warn(format!("{owner}: /tls{why}; nodes are dialled without a client certificate"));
+            let why = format!("{owner}: /tls{why}; nodes are dialled without a client certificate");
+            notes.differs("SG-013", why);
             UpstreamTls { client_cert_id: tls.id("client_cert_id"), ..UpstreamTls::default() }
         })
     });
@@ -94,22 +95,30 @@ fn clamped(number: f64) -> u32 {
 fn balancer(fields: &Document, owner: &str, notes: &mut Notes) -> Balancer {
     match fields.text("type").unwrap_or("roundrobin") {
         "roundrobin" => Balancer::RoundRobin,
-        "chash" => Balancer::Chash(hash_key(fields)),
+        "chash" => Balancer::Chash(hash_key(fields, owner, notes)),
         "least_conn" => Balancer::LeastConn,
         "ewma" => Balancer::Ewma,
         other => {
-            notes.warn(format!(
-                "{owner}: type {other:?} is no balancer (there are roundrobin, chash, least_conn, ewma); every session fails"
-            ));
+            let why = format!(
+                "{owner}: type {other:?} is no balancer (there are roundrobin, chash, least_conn, ewma); nodes take \
+                 turns, where APISIX fails each session"
+            );
+            notes.differs("SG-005", why);
             Balancer::Unknown(other.into())
         }
     }
 }
 
-fn hash_key(fields: &Document) -> HashKey {
+fn hash_key(fields: &Document, owner: &str, notes: &mut Notes) -> HashKey {
     match (fields.text("hash_on").unwrap_or("vars"), fields.boxed("key")) {
         ("vars", Some(key)) => HashKey::Variable(key),
         ("vars_combinations", Some(key)) => HashKey::Template(key),
+        (hash_on @ ("header" | "cookie" | "consumer"), _) => {
+            notes.warn(format!(
+                "{owner}: hash_on {hash_on} names something no stream has; the client address is hashed (as in APISIX)"
+            ));
+            HashKey::Nothing
+        }
         _ => HashKey::Nothing,
     }
 }
@@ -180,7 +189,7 @@ fn checked_tls(
             .and_then(|chain| Ok(pem::servable(&chain, &pem::private_key(key)?)))
             .unwrap_or(Ok(()));
         if let Err(why) = served {
-            notes.unusable(format!("/tls/client_cert: {why}"));
+            notes.unusable(Some("SG-006"), format!("/tls/client_cert: {why}"));
         }
     }
     Ok(parsed)

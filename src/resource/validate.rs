@@ -51,9 +51,13 @@ pub fn validate_line(rules: &Rules, line: &str) -> String {
         Ok(question) => {
             let id = question.id.clone();
             match decide(rules, &question) {
-                Ok(notes) => {
-                    Answer { id, ok: true, error: None, unusable: notes.unusable, warnings: notes.warnings }
-                }
+                Ok(notes) => Answer {
+                    id,
+                    ok: true,
+                    error: None,
+                    unusable: notes.unusable.map(|why| why.text),
+                    warnings: notes.warnings.into_iter().map(|warning| warning.text).collect(),
+                },
                 Err(rejection) => Answer { id, error: Some(rejection.to_string()), ..Answer::default() },
             }
         }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{Batch, Changes, Entry, Event, Held, Refused, Rejected, Store};
 use crate::matcher::Order;
-use crate::resource::{Key, Kind, Object, Parsed, Rules};
+use crate::resource::{Key, Kind, Object, Parsed, Remark, Rules};
 
 impl Store {
     /// Takes a batch in. `now_unix_ms` dates refusals and holds.
@@ -117,11 +117,11 @@ impl Store {
         match self.rules.parse(&new.key, &new.raw) {
             Ok(Parsed { object, warnings, unusable: None }) => self.commit(new, object, warnings, turn),
             Ok(Parsed { unusable: Some(why), .. }) => self.refuse(new, why, turn),
-            Err(rejection) => self.refuse(new, rejection.to_string(), turn),
+            Err(why) => self.refuse(new, Remark { rule: why.rule, text: why.to_string() }, turn),
         }
     }
 
-    fn commit(&mut self, new: Candidate, object: Object, warnings: Vec<String>, turn: &mut Turn) {
+    fn commit(&mut self, new: Candidate, object: Object, warnings: Vec<Remark>, turn: &mut Turn) {
         let Candidate { key, raw, revision, order } = new;
         let digest = digest(&raw);
         let raw = has_plugins(&object).then_some(raw);
@@ -136,12 +136,13 @@ impl Store {
         }
     }
 
-    fn refuse(&mut self, new: Candidate, why: String, turn: &mut Turn) {
+    fn refuse(&mut self, new: Candidate, why: Remark, turn: &mut Turn) {
         let Candidate { key, raw, revision, order } = new;
         let since_unix_ms = self.rejected.get(&key).map_or(turn.now, |old| old.rejected.since_unix_ms);
         let previous_serves = self.objects.contains_key(&key);
-        let reason = why.into();
-        let rejected = Rejected { key: key.clone(), revision, reason, since_unix_ms, previous_serves };
+        let Remark { rule, text } = why;
+        let reason = text.into();
+        let rejected = Rejected { key: key.clone(), revision, reason, rule, since_unix_ms, previous_serves };
         turn.changes.refused.push(rejected.clone());
         turn.changes.keys.push(key.clone());
         self.rejected.insert(key, Refused { rejected, raw, order });

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use streamgate::resource::{Balancer, HashKey, Key, Kind, Object, PluginConf, Upstream};
-use streamgate::snapshot::Target;
+use streamgate::plugin::Plugin;
+use streamgate::resource::{Key, Kind, Object, PluginConf, Remark};
+use streamgate::snapshot::{Route, Target};
 use streamgate::store::{Entry, Rejected};
 
-use super::{Finding, Level};
+use super::{Finding, Level, upstreams};
 use crate::cli::load::Loaded;
 
 /// Everything that can be said of an object without looking at another route.
@@ -15,61 +16,41 @@ pub(super) fn findings(loaded: &Loaded) -> Vec<Finding> {
     let mut findings: Vec<Finding> =
         loaded.store.rejected().map(|rejected| refused(loaded, rejected)).collect();
     for (key, entry) in loaded.store.entries() {
-        // What only HTTP uses is not ours to judge.
-        if reached.contains(key) {
-            findings.extend(entry.warnings.iter().map(|sentence| warning(key, sentence)));
-            findings.extend(by_kind(key, entry));
+        // What only HTTP uses is not ours to judge. Certificates belong to no route.
+        if reached.contains(key) || key.kind == Kind::Ssl {
+            findings.extend(entry.warnings.iter().map(|remark| remarked(key, remark)));
+            findings.extend(by_kind(loaded, key, entry));
         }
     }
     for route in loaded.snapshot.routes() {
-        let key = Key::new(Kind::StreamRoute, route.id.clone());
-        findings.extend(route.degraded.iter().map(|sentence| Finding {
-            level: Level::Changes,
-            rule: Some("SG-050"),
-            object: key.to_string(),
-            sentence: sentence.clone(),
-        }));
-        if let Err((end, why)) = loaded.snapshot.pool(&route.target) {
-            findings.push(finding(
-                Level::Warn,
-                None,
-                &key,
-                format!("its connections are closed ({}): {why}", end.label()),
-            ));
-        }
+        findings.extend(of_route(loaded, route));
     }
     findings
 }
 
-fn finding(level: Level, rule: Option<&'static str>, key: &Key, sentence: String) -> Finding {
+/// A finding about one object.
+pub(super) fn finding(level: Level, rule: Option<&'static str>, key: &Key, sentence: String) -> Finding {
     Finding { level, rule, object: key.to_string(), sentence }
 }
 
-/// A warning of the parser's may begin with the id of a rule: then it is a change of behaviour.
-fn warning(key: &Key, sentence: &str) -> Finding {
-    match sentence.strip_prefix("SG-").and_then(|rest| rest.split_once(": ")) {
-        Some((number, rest)) => Finding {
-            level: Level::Changes,
-            rule: None,
-            object: key.to_string(),
-            sentence: format!("SG-{number} {rest}"),
-        },
-        None => finding(Level::Warn, None, key, sentence.to_owned()),
-    }
+/// What reading the object left: with a rule behind it a change of behaviour, else worth a look.
+fn remarked(key: &Key, remark: &Remark) -> Finding {
+    let level = if remark.rule.is_some() { Level::Changes } else { Level::Warn };
+    finding(level, remark.rule, key, remark.text.clone())
 }
 
 fn refused(loaded: &Loaded, rejected: &Rejected) -> Finding {
     // The snapshot lists those that a stream_route reaches.
     let ours = loaded.snapshot.rejected().iter().any(|other| other.key == rejected.key);
     if ours {
-        finding(Level::Rejected, None, &rejected.key, rejected.reason.to_string())
+        finding(Level::Rejected, rejected.rule, &rejected.key, rejected.reason.to_string())
     } else {
         let sentence = format!("{}; no stream_route reaches it", rejected.reason);
-        finding(Level::Unused, None, &rejected.key, sentence)
+        finding(Level::Unused, rejected.rule, &rejected.key, sentence)
     }
 }
 
-/// Objects that sessions can meet: routes, their services, and the upstreams they name.
+/// Objects that sessions can meet: routes, their services, the upstreams they name.
 fn reached(loaded: &Loaded) -> BTreeSet<Key> {
     let mut reached = BTreeSet::new();
     for route in loaded.snapshot.routes() {
@@ -82,27 +63,24 @@ fn reached(loaded: &Loaded) -> BTreeSet<Key> {
     reached
 }
 
-fn by_kind(key: &Key, entry: &Entry) -> Vec<Finding> {
+fn by_kind(loaded: &Loaded, key: &Key, entry: &Entry) -> Vec<Finding> {
     match &entry.object {
         Object::StreamRoute(route) => {
             let mut findings = not_enforced(key, &route.plugins);
-            findings.extend(route.upstream.iter().flat_map(|upstream| of_upstream(key, upstream)));
+            let inline = route.upstream.iter();
+            // Not in force beside an upstream_id.
+            let inline = inline.filter(|_| route.upstream_id.is_none());
+            let unresolved = route.service_id.is_some();
+            findings.extend(inline.flat_map(|own| upstreams::findings(loaded, key, own, unresolved)));
             findings
         }
         Object::Service(service) => {
             let mut findings = not_enforced(key, &service.plugins);
-            let enforced = service.plugins.iter().filter(|plugin| plugin.enabled && !plugin.disabled);
-            findings.extend(enforced.map(|plugin| {
-                let sentence = format!(
-                    "plugin {} of a service is validated and gets its defaults here; APISIX's stream side does neither",
-                    plugin.name
-                );
-                finding(Level::Changes, Some("SG-036"), key, sentence)
-            }));
-            findings.extend(service.upstream.iter().flat_map(|upstream| of_upstream(key, upstream)));
+            let inline = service.upstream.iter();
+            findings.extend(inline.flat_map(|own| upstreams::findings(loaded, key, own, true)));
             findings
         }
-        Object::Upstream(upstream) => of_upstream(key, upstream),
+        Object::Upstream(upstream) => upstreams::findings(loaded, key, upstream, false),
         _ => Vec::new(),
     }
 }
@@ -117,44 +95,29 @@ fn not_enforced(key: &Key, plugins: &[PluginConf]) -> Vec<Finding> {
     .collect()
 }
 
-fn of_upstream(key: &Key, upstream: &Upstream) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let has_names = upstream.nodes.iter().any(|node| node.host.ip().is_none());
-    match &upstream.balancer {
-        Balancer::Unknown(name) => findings.push(finding(
-            Level::Changes,
-            Some("SG-020"),
-            key,
-            format!("type {name:?} is no balancer: nodes take turns; APISIX fails each session"),
-        )),
-        Balancer::Ewma => findings.push(finding(
-            Level::Changes,
-            Some("SG-021"),
-            key,
-            "type ewma: nodes take turns for now; APISIX fails each stream session".into(),
-        )),
-        Balancer::Chash(_) if has_names => findings.push(finding(
-            Level::Changes,
-            Some("SG-022"),
-            key,
-            "chash over host names: the ring is made of resolved addresses, so keys map to other nodes than in APISIX"
-                .into(),
-        )),
-        Balancer::Chash(HashKey::Nothing) => findings.push(finding(
-            Level::Warn,
-            None,
-            key,
-            "hash_on names something no stream has: the client address is hashed (as in APISIX)".into(),
-        )),
-        _ => {}
-    }
-    if upstream.discovery.is_some() {
-        let sentence = "service discovery is not built yet: its sessions are closed (no_node)";
-        findings.push(finding(Level::Changes, Some("SG-050"), key, sentence.into()));
-    }
-    if upstream.checks.is_some() {
-        let sentence = "checks are not run yet: every node counts as healthy";
-        findings.push(finding(Level::Changes, Some("SG-050"), key, sentence.into()));
+/// What only the route merged with its service shows.
+fn of_route(loaded: &Loaded, route: &Route) -> Vec<Finding> {
+    let key = Key::new(Kind::StreamRoute, route.id.clone());
+    let unusable: Vec<String> = route
+        .plugins
+        .iter()
+        .filter_map(|plugin| match plugin {
+            Plugin::Unusable { name, .. } => Some(format!("plugin {name}: ")),
+            _ => None,
+        })
+        .collect();
+    let mut findings: Vec<Finding> = route
+        .degraded
+        .iter()
+        .map(|sentence| {
+            let broken = unusable.iter().any(|start| sentence.starts_with(start.as_str()));
+            let rule = if broken { "SG-001" } else { "SG-050" };
+            finding(Level::Changes, Some(rule), &key, sentence.clone())
+        })
+        .collect();
+    if let Err((end, why)) = loaded.snapshot.pool(&route.target) {
+        let sentence = format!("its connections are closed ({}): {why}", end.label());
+        findings.push(finding(Level::Warn, None, &key, sentence));
     }
     findings
 }

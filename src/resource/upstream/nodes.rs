@@ -16,7 +16,7 @@ pub(super) fn parse(written: Value, owner: &str, notes: &mut Notes) -> Vec<Node>
     let mut kept = Kept::default();
     let mut keep = |key: &str, node: Result<Node, String>| match node {
         Ok(node) => kept.insert(node),
-        Err(why) => notes.warn(format!("{owner}: node {key} {why}; it is left out")),
+        Err(why) => notes.differs("SG-004", format!("{owner}: node {key} {why}; it is left out")),
     };
     match written {
         Value::Object(map) => {
