@@ -21,7 +21,7 @@ pub(super) fn read(bytes: &[u8], notes: &mut Notes) -> Result<Value, Rejection> 
         let broken = "the value is not strict JSON: it has";
         match text {
             Cow::Borrowed(_) => {
-                notes.warn(format!("{broken} line breaks inside strings; they were repaired"))
+                notes.warn(format!("{broken} line breaks inside strings; they were repaired"));
             }
             Cow::Owned(_) => {
                 notes.differs(
