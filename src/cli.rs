@@ -79,6 +79,8 @@ Example:
     )]
     AcceptState(accept_state::Arguments),
     /// Print the version
+    #[command(after_help = "Example:
+  streamgate version")]
     Version,
     /// Print a completion script for a shell
     #[command(after_help = "Example:
@@ -152,7 +154,10 @@ pub(crate) fn main() -> ExitCode {
         }
         Command::Completions { shell } => {
             let mut command = <Arguments as clap::CommandFactory>::command();
-            clap_complete::generate(shell, &mut command, "streamgate", &mut io::stdout());
+            // The generator panics where it cannot write, which a Vec always lets it.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command, "streamgate", &mut script);
+            let _ = io::stdout().write_all(&script);
             ExitCode::SUCCESS
         }
     }
