@@ -11,11 +11,13 @@ use streamgate::snapshot::{Builder, Snapshot};
 use streamgate::source;
 use streamgate::store::{Batch, Event, Store};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 /// How long the source may take to answer.
 const READ: Duration = Duration::from_secs(15);
+/// How often a failure is looked for.
+const LOOK: Duration = Duration::from_millis(20);
 /// How long names may take to resolve.
 const RESOLVE: Duration = Duration::from_secs(3);
 
@@ -58,7 +60,13 @@ async fn first_read(config: &Config) -> Result<Batch, String> {
     let _stop = stop.clone().drop_guard();
     let (from, watched) = (config.source.clone(), status.clone());
     tokio::spawn(async move { source::run(&from, sender, watched, stop).await });
-    if let Ok(Some(batch)) = timeout(READ, batches.recv()).await {
+    let received = async {
+        tokio::select! {
+            batch = batches.recv() => batch,
+            () = refused(config, &status) => None,
+        }
+    };
+    if let Ok(Some(batch)) = timeout(READ, received).await {
         return Ok(batch);
     }
     let place = match &config.source {
@@ -67,6 +75,14 @@ async fn first_read(config: &Config) -> Result<Batch, String> {
     };
     let why = status.last_error().map_or_else(|| "it gave no answer".into(), |error| error.sentence);
     Err(format!("cannot read the objects of {place}: {why}"))
+}
+
+/// Waits until waiting longer is of no use: a file that cannot be read now stays so until somebody
+/// edits it, while of several etcd endpoints the next may answer.
+async fn refused(config: &Config, status: &SourceStatus) {
+    while matches!(config.source, Source::Etcd(_)) || status.last_error().is_none() {
+        sleep(LOOK).await;
+    }
 }
 
 /// The first answer for each name, as far as they come in time.
