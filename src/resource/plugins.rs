@@ -81,7 +81,7 @@ fn unknown(rules: &Rules, name: &str, at: &str, notes: &mut Notes) -> Result<(),
     if rules.standalone {
         return Err(sentence.into());
     }
-    notes.warn(format!("{sentence} (ignored, as in APISIX)"));
+    notes.warn(format!("{sentence}: NOT ENFORCED (as in APISIX)"));
     Ok(())
 }
 

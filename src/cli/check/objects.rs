@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use streamgate::plugin::Plugin;
-use streamgate::resource::{Key, Kind, Object, PluginConf, Remark};
+use streamgate::resource::{Key, Kind, Object, Remark};
+use streamgate::session::End;
 use streamgate::snapshot::{Route, Target};
 use streamgate::store::{Entry, Rejected};
 
@@ -66,33 +67,18 @@ fn reached(loaded: &Loaded) -> BTreeSet<Key> {
 fn by_kind(loaded: &Loaded, key: &Key, entry: &Entry) -> Vec<Finding> {
     match &entry.object {
         Object::StreamRoute(route) => {
-            let mut findings = not_enforced(key, &route.plugins);
-            let inline = route.upstream.iter();
             // Not in force beside an upstream_id.
-            let inline = inline.filter(|_| route.upstream_id.is_none());
+            let inline = route.upstream.iter().filter(|_| route.upstream_id.is_none());
             let unresolved = route.service_id.is_some();
-            findings.extend(inline.flat_map(|own| upstreams::findings(loaded, key, own, unresolved)));
-            findings
+            inline.flat_map(|own| upstreams::findings(loaded, key, own, unresolved)).collect()
         }
         Object::Service(service) => {
-            let mut findings = not_enforced(key, &service.plugins);
             let inline = service.upstream.iter();
-            findings.extend(inline.flat_map(|own| upstreams::findings(loaded, key, own, true)));
-            findings
+            inline.flat_map(|own| upstreams::findings(loaded, key, own, true)).collect()
         }
         Object::Upstream(upstream) => upstreams::findings(loaded, key, upstream, false),
         _ => Vec::new(),
     }
-}
-
-fn not_enforced(key: &Key, plugins: &[PluginConf]) -> Vec<Finding> {
-    let idle = plugins.iter().filter(|plugin| !plugin.enabled && !plugin.disabled);
-    idle.map(|plugin| {
-        let sentence =
-            format!("carries {}, absent from stream_plugins: NOT ENFORCED (as in APISIX)", plugin.name);
-        finding(Level::Warn, None, key, sentence)
-    })
-    .collect()
 }
 
 /// What only the route merged with its service shows.
@@ -115,9 +101,21 @@ fn of_route(loaded: &Loaded, route: &Route) -> Vec<Finding> {
             finding(Level::Changes, Some(rule), &key, sentence.clone())
         })
         .collect();
-    if let Err((end, why)) = loaded.snapshot.pool(&route.target) {
+    if let Some((end, why)) = closed(loaded, &route.target) {
         let sentence = format!("its connections are closed ({}): {why}", end.label());
         findings.push(finding(Level::Warn, None, &key, sentence));
     }
     findings
+}
+
+/// Why every session of a route with this target is closed, where that is known beforehand.
+fn closed(loaded: &Loaded, target: &Target) -> Option<(End, String)> {
+    match loaded.snapshot.pool(target) {
+        Err((end, why)) => Some((end, why.clone())),
+        Ok(pool) if !pool.nodes().is_empty() => None,
+        Ok(pool) if pool.settings.pending => {
+            Some((End::NoNode, "the names of its nodes did not resolve in time".into()))
+        }
+        Ok(_) => Some((End::NoNode, "its upstream has no node that can be dialled".into())),
+    }
 }
