@@ -116,6 +116,37 @@ fn a_half_closed_connection_that_is_silent_ends() {
 }
 
 #[test]
+fn a_reset_after_a_fin_is_noticed_at_once() {
+    for of_the_client in [true, false] {
+        let (mut gateway, client, node) = session(tcp(), settings());
+        let (mut gone, mut left, end) =
+            if of_the_client { (client, node, End::ClientReset) } else { (node, client, End::UpstreamReset) };
+        says(&mut gone, b"last words");
+        gone.shutdown(Shutdown::Write).unwrap();
+        hears(&mut left, b"last words");
+        hears_end(&mut left);
+        reset(gone);
+        gateway.ends_with(end);
+        // Nobody is there any more: what it says comes back as a reset.
+        poll_until("a reset", || left.write_all(b"x").is_err().then_some(()));
+    }
+}
+
+#[test]
+fn what_was_said_before_a_fin_survives_a_reset() {
+    let (mut gateway, mut client, mut node) = session(tcp(), settings());
+    // More than the client's kernel takes: the rest waits in the gateway's.
+    let said = vec![7; 256 << 10];
+    says(&mut node, &said);
+    node.shutdown(Shutdown::Write).unwrap();
+    poll_until("the answer in the gateway", || (gateway.stats.bytes().1 == 256 << 10).then_some(()));
+    reset(node);
+    gateway.ends_with(End::UpstreamReset);
+    hears(&mut client, &said);
+    hears_end(&mut client);
+}
+
+#[test]
 fn without_half_close_the_first_fin_ends_both() {
     let (mut gateway, mut client, mut node) = session(Listen { half_close: false, ..tcp() }, settings());
     let bulk = vec![7; 100_000];

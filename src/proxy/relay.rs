@@ -3,16 +3,22 @@
 //! A direction that has nothing to pass on holds no buffer: most connections of a gateway idle. A FIN
 //! and a reset reach the other side as they would on a direct connection. The limits are checked
 //! when their timer fires, not moved on each byte.
+//!
+//! A side that is not being read is watched for its reset: after its FIN there is nothing more to
+//! read, and while the other side takes nothing reading has to wait. In the first case the session
+//! ends at once. In the second what it said may still be taken, but no longer than a half-closed
+//! connection may be silent.
 
 mod buffer;
 mod direction;
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -40,40 +46,42 @@ pub(super) struct Ending {
 
 /// Passes bytes on until both sides are done. `moved` hears of them as they move.
 pub(super) async fn relay(
-    client: &mut TcpStream,
-    upstream: &mut TcpStream,
+    client: &TcpStream,
+    upstream: &TcpStream,
     limits: Limits,
     mut moved: impl FnMut(Traffic),
 ) -> Ending {
-    let ending = {
-        let (client_read, client_write) = client.split();
-        let (upstream_read, upstream_write) = upstream.split();
-        let mut relay = Relay {
-            up: Direction::new(client_read, upstream_write),
-            down: Direction::new(upstream_read, client_write),
-            first_closed: None,
-            limits,
-            last: Instant::now(),
-        };
-        let mut timer = pin!(sleep(limits.idle));
-        poll_fn(|cx| {
-            let polled = relay.poll(cx, timer.as_mut());
-            let traffic = Traffic { received: relay.up.take_moved(), sent: relay.down.take_moved() };
-            if traffic != Traffic::default() {
-                moved(traffic);
-            }
-            polled
-        })
-        .await
+    let mut relay = Relay {
+        up: Direction::new(client, upstream),
+        down: Direction::new(upstream, client),
+        first_closed: None,
+        reset: None,
+        resets: [None, None],
+        limits,
+        last: Instant::now(),
     };
-    // Closing with no linger time sends a reset and discards what was not sent yet.
+    let mut timer = pin!(sleep(limits.idle));
+    let ending = poll_fn(|cx| {
+        let polled = relay.poll(cx, timer.as_mut());
+        let traffic = Traffic { received: relay.up.take_moved(), sent: relay.down.take_moved() };
+        if traffic != Traffic::default() {
+            moved(traffic);
+        }
+        polled
+    })
+    .await;
+    // Closing with no linger time sends a reset and discards what was not sent yet. A side that had
+    // closed before is not heard again: the other one has its FIN and keeps what was said before.
     match ending.end {
-        End::ClientReset => drop(upstream.set_zero_linger()),
-        End::UpstreamReset => drop(client.set_zero_linger()),
+        End::ClientReset if !relay.up.is_finished() => drop(upstream.set_zero_linger()),
+        End::UpstreamReset if !relay.down.is_finished() => drop(client.set_zero_linger()),
         _ => {}
     }
     ending
 }
+
+/// Ready when the kernel has an error for a socket, read or not.
+type Reset<'a> = Pin<Box<dyn Future<Output = io::Result<Ready>> + 'a>>;
 
 struct Relay<'a> {
     /// From the client to the upstream.
@@ -81,6 +89,10 @@ struct Relay<'a> {
     /// From the upstream to the client.
     down: Direction<'a>,
     first_closed: Option<Side>,
+    /// Was reset while the other side took nothing.
+    reset: Option<Side>,
+    /// Of the client and of the upstream, made when first needed: most sessions never do.
+    resets: [Option<Reset<'a>>; 2],
     limits: Limits,
     /// When a byte moved last.
     last: Instant,
@@ -95,6 +107,11 @@ impl Relay<'_> {
         }
         if self.up.has_moved() || self.down.has_moved() {
             self.last = Instant::now();
+        }
+        for side in [Side::Client, Side::Upstream] {
+            if let Some(ending) = self.check_reset(cx, side, timer.as_mut()) {
+                return Poll::Ready(ending);
+            }
         }
         self.check_limits(cx, timer)
     }
@@ -115,7 +132,7 @@ impl Relay<'_> {
                 if other.is_finished() || !self.limits.half_close {
                     return Some(Ending { end: closed_by(first), error: None });
                 }
-                direction.finish(cx);
+                direction.finish();
                 self.last = Instant::now();
                 timer.reset(self.last + self.limits.half_closed);
                 None
@@ -132,10 +149,34 @@ impl Relay<'_> {
         }
     }
 
+    /// Looks for the reset of a side that is not being read.
+    fn check_reset(&mut self, cx: &mut Context<'_>, side: Side, timer: Pin<&mut Sleep>) -> Option<Ending> {
+        let (direction, reset) = match (side, &mut self.resets) {
+            (Side::Client, [reset, _]) => (&self.up, reset),
+            (_, [_, reset]) => (&self.down, reset),
+        };
+        if !direction.is_unread() || self.reset == Some(side) {
+            return None;
+        }
+        let sender = direction.sender();
+        let watched = reset.get_or_insert_with(|| Box::pin(sender.ready(Interest::ERROR)));
+        let Poll::Ready(outcome) = watched.as_mut().poll(cx) else { return None };
+        // It says so once and must not be asked again.
+        *reset = Some(Box::pin(pending()));
+        outcome.ok()?;
+        if direction.is_finished() {
+            return Some(Ending { end: reset_by(side), error: None });
+        }
+        self.reset = Some(side);
+        timer.reset(self.last + self.limits.half_closed);
+        None
+    }
+
     fn check_limits(&self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Ending> {
-        let (limit, end) = match self.first_closed {
-            None => (self.limits.idle, End::IdleTimeout),
-            Some(_) => (self.limits.half_closed, End::HalfClosedTimeout),
+        let (limit, end) = match (self.reset, self.first_closed) {
+            (Some(side), _) => (self.limits.half_closed, reset_by(side)),
+            (None, Some(_)) => (self.limits.half_closed, End::HalfClosedTimeout),
+            (None, None) => (self.limits.idle, End::IdleTimeout),
         };
         while timer.as_mut().poll(cx).is_ready() {
             let deadline = self.last + limit;
@@ -156,8 +197,11 @@ fn failed(side: Side, error: io::Error) -> Ending {
     if !is_disconnect(&error) {
         return Ending { end: End::Internal, error: Some(error) };
     }
-    let end = if side == Side::Client { End::ClientReset } else { End::UpstreamReset };
-    Ending { end, error: None }
+    Ending { end: reset_by(side), error: None }
+}
+
+fn reset_by(side: Side) -> End {
+    if side == Side::Client { End::ClientReset } else { End::UpstreamReset }
 }
 
 /// Errors that connections end with: the peer, its host or the network between is gone.
@@ -211,8 +255,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn any_byte_puts_the_idle_end_off() {
-        let ((client, mut near), (mut far, node)) = (pair().await, pair().await);
-        let mut relay = task::spawn(relay(&mut near, &mut far, LIMITS, |_| {}));
+        let ((client, near), (far, node)) = (pair().await, pair().await);
+        let mut relay = task::spawn(relay(&near, &far, LIMITS, |_| {}));
         assert_pending!(relay.poll());
         for (from, to) in [(&client, &node), (&node, &client), (&client, &node)] {
             pass(9).await;
@@ -227,8 +271,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_fin_shortens_the_wait() {
-        let ((client, mut near), (mut far, node)) = (pair().await, pair().await);
-        let mut relay = task::spawn(relay(&mut near, &mut far, LIMITS, |_| {}));
+        let ((client, near), (far, node)) = (pair().await, pair().await);
+        let mut relay = task::spawn(relay(&near, &far, LIMITS, |_| {}));
         assert_pending!(relay.poll());
         pass(9).await;
         socket2::SockRef::from(&client).shutdown(std::net::Shutdown::Write).unwrap();
@@ -237,6 +281,33 @@ mod tests {
         assert_pending!(relay.poll());
         pass(1).await;
         assert_eq!(assert_ready!(relay.poll()).end, End::HalfClosedTimeout);
+    }
+
+    fn reset(stream: TcpStream) {
+        stream.set_zero_linger().unwrap();
+        drop(stream);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reset_that_cannot_be_read_shortens_the_wait() {
+        let ((client, near), (far, node)) = (pair().await, pair().await);
+        let mut relay = task::spawn(relay(&near, &far, LIMITS, |_| {}));
+        assert_pending!(relay.poll());
+        // The node reads nothing: the client fills every buffer on the way.
+        let mut still = 0;
+        drive(&mut relay, || {
+            still = if client.try_write(&[0; 65536]).is_ok() { 0 } else { still + 1 };
+            still > 1000
+        })
+        .await;
+        reset(client);
+        for _ in 0..1000 {
+            assert_pending!(relay.poll(), "the node may still take what was said");
+            tokio::task::yield_now().await;
+        }
+        pass(3).await;
+        assert_eq!(assert_ready!(relay.poll()).end, End::ClientReset);
+        drop(node);
     }
 
     #[test]

@@ -24,15 +24,15 @@ const ATTEMPTS_DESCRIBED: u32 = 4;
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Serves a connection to its end.
-pub(super) async fn serve(mut client: TcpStream, mut record: Record) {
+pub(super) async fn serve(client: TcpStream, mut record: Record) {
     let (end, detail) = match begin(&mut record).await {
-        Ok((mut upstream, idle)) => {
+        Ok((upstream, idle)) => {
             let limits = relay::Limits {
                 idle,
                 half_closed: idle.min(record.listen.half_close_timeout),
                 half_close: record.listen.half_close,
             };
-            let ending = relay::relay(&mut client, &mut upstream, limits, |moved| record.moved(moved)).await;
+            let ending = relay::relay(&client, &upstream, limits, |moved| record.moved(moved)).await;
             (ending.end, ending.error.map(|error| error.to_string()))
         }
         Err((end, why)) => (end, Some(why)),

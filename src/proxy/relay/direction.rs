@@ -5,11 +5,13 @@
 //! [`Carrier`]: a pipe for splice(2) is another variant of it.
 
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::net::Shutdown;
+use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::tcp::{ReadHalf, WriteHalf};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 
 use super::buffer::Buffer;
 
@@ -18,9 +20,10 @@ const ROUNDS: u32 = 16;
 
 /// One direction.
 pub(super) struct Direction<'a> {
-    from: ReadHalf<'a>,
-    to: WriteHalf<'a>,
+    from: &'a TcpStream,
+    to: &'a TcpStream,
     carrier: Carrier,
+    blocked: bool,
     finished: bool,
     moved: u64,
 }
@@ -47,14 +50,27 @@ pub(super) enum Step {
 }
 
 impl<'a> Direction<'a> {
-    pub(super) fn new(from: ReadHalf<'a>, to: WriteHalf<'a>) -> Self {
-        Self { from, to, carrier: Carrier::Empty, finished: false, moved: 0 }
+    pub(super) fn new(from: &'a TcpStream, to: &'a TcpStream) -> Self {
+        Self { from, to, carrier: Carrier::Empty, blocked: false, finished: false, moved: 0 }
+    }
+
+    /// Whose bytes these are.
+    pub(super) fn sender(&self) -> &'a TcpStream {
+        self.from
+    }
+
+    /// Nobody reads the sender, so reading cannot tell that it has gone: its FIN has been passed on,
+    /// or the receiver takes nothing.
+    pub(super) fn is_unread(&self) -> bool {
+        self.finished || self.blocked
     }
 
     /// Moves bytes until it has to wait, or its turn is over.
     pub(super) fn advance(&mut self, cx: &mut Context<'_>) -> Step {
         for _ in 0..ROUNDS {
-            match self.flush(cx) {
+            let flushed = self.flush(cx);
+            self.blocked = flushed.is_pending();
+            match flushed {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Step::WriteFailed(error),
                 Poll::Pending => return Step::Waiting,
@@ -71,10 +87,9 @@ impl<'a> Direction<'a> {
     }
 
     /// Passes the sender's FIN on. To be called once all is written.
-    pub(super) fn finish(&mut self, cx: &mut Context<'_>) {
-        // On a socket it is done at once. It fails where the receiver has gone; if that matters, the
-        // other direction meets it too.
-        let _ = Pin::new(&mut self.to).poll_shutdown(cx);
+    pub(super) fn finish(&mut self) {
+        // It fails where the receiver has gone; if that matters, the other direction meets it too.
+        let _ = SockRef::from(self.to).shutdown(Shutdown::Write);
         self.finished = true;
     }
 
@@ -97,7 +112,11 @@ impl<'a> Direction<'a> {
     fn flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Carrier::Buffer { bytes, start, end } = &mut self.carrier else { return Poll::Ready(Ok(())) };
         while let Some(rest) = bytes.get(*start..*end).filter(|rest| !rest.is_empty()) {
-            let written = std::task::ready!(Pin::new(&mut self.to).poll_write(cx, rest))?;
+            ready!(self.to.poll_write_ready(cx))?;
+            let written = transfer(self.to, Interest::WRITABLE, rest.len(), || {
+                Ok(send(self.to, rest, SendFlags::NOSIGNAL)?)
+            })?;
+            let written = written.unwrap_or_default();
             *start += written;
             self.moved += written as u64;
         }
@@ -107,16 +126,42 @@ impl<'a> Direction<'a> {
 
     /// Reads once; false at the sender's FIN.
     fn fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        // Asked first, so that only a direction with something to read takes a buffer.
-        std::task::ready!(self.from.as_ref().poll_read_ready(cx))?;
-        let mut bytes = Buffer::take();
-        let mut unread = ReadBuf::new(&mut bytes);
-        std::task::ready!(Pin::new(&mut self.from).poll_read(cx, &mut unread))?;
-        let end = unread.filled().len();
-        if end == 0 {
-            return Poll::Ready(Ok(false));
+        loop {
+            // Asked first, so that only a direction with something to read takes a buffer.
+            ready!(self.from.poll_read_ready(cx))?;
+            let mut bytes = Buffer::take();
+            let read = transfer(self.from, Interest::READABLE, bytes.len(), || {
+                Ok(recv(self.from, &mut *bytes, RecvFlags::empty())?.0)
+            })?;
+            match read {
+                None => {}
+                Some(0) => return Poll::Ready(Ok(false)),
+                Some(end) => {
+                    self.carrier = Carrier::Buffer { bytes, start: 0, end };
+                    return Poll::Ready(Ok(true));
+                }
+            }
         }
-        self.carrier = Carrier::Buffer { bytes, start: 0, end };
-        Poll::Ready(Ok(true))
+    }
+}
+
+/// Moves up to `wanted` bytes by one call; `None` where the socket was not ready after all. Less than
+/// wanted says the same of the next call, which is then not made (epoll(7), question 9).
+fn transfer(
+    socket: &TcpStream,
+    interest: Interest,
+    wanted: usize,
+    call: impl FnOnce() -> io::Result<usize>,
+) -> io::Result<Option<usize>> {
+    let mut moved = None;
+    let outcome = socket.try_io(interest, || {
+        let count = call()?;
+        moved = Some(count);
+        // The error is how the reactor is told that the socket is to be waited for.
+        if 0 < count && count < wanted { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match outcome {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(moved),
     }
 }
