@@ -24,7 +24,8 @@ const MOST_BATCHES: usize = 4096;
 /// How often snapshots that nobody reads are looked for, and held reads for their end.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
-/// Host names, sorted.
+/// Host names, sorted. A name that stays keeps its allocation, one that went and came back has
+/// another: a reader that missed the time between still sees that its addresses were forgotten.
 pub type Names = Arc<[Arc<str>]>;
 
 /// What the loop works on.
@@ -147,7 +148,7 @@ impl Control {
         self.wanted.send_if_modified(|wanted| {
             let changed = **wanted != *names;
             if changed {
-                *wanted = names.clone().into();
+                *wanted = names.iter().map(|name| kept(wanted, name).unwrap_or(name).clone()).collect();
             }
             changed
         });
@@ -198,8 +199,55 @@ impl Control {
     }
 }
 
+/// The allocation of `name` in a sorted list.
+fn kept<'a>(list: &'a [Arc<str>], name: &Arc<str>) -> Option<&'a Arc<str>> {
+    list.get(list.binary_search(name).ok()?)
+}
+
 /// Milliseconds since the Unix epoch.
 fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RulesConfig;
+    use crate::live::Live;
+    use crate::live::source_status::SourceStatus;
+    use crate::resource::Key;
+    use crate::store::Event;
+
+    fn route(revision: i64, names: &[&str]) -> Batch {
+        let nodes: Vec<String> = names.iter().map(|name| format!(r#""{name}:1":1"#)).collect();
+        let value = format!(r#"{{"upstream":{{"nodes":{{{}}}}}}}"#, nodes.join(",")).into();
+        let put = Event::Put { key: Key::new(Kind::StreamRoute, "r"), value, revision };
+        Batch { events: vec![put], revision }
+    }
+
+    #[test]
+    fn a_name_that_comes_back_is_told_from_one_that_stays() {
+        let (wanted, names) = watch::channel(Names::from([]));
+        let status = Arc::new(SourceStatus::new(Instant::now().into_std()));
+        let mut control = Control {
+            store: Store::new(RulesConfig::default()),
+            builder: Builder::new(Arc::new(Live::default()), 0),
+            published: Published::default(),
+            wanted,
+            metrics: Metrics::new(&[], ""),
+            state: Arc::new(NodeState::new("etcd", 0, status)),
+            first: None,
+        };
+        let mut of_a = |revision, wanted: &[&str]| {
+            control.take(&mut vec![route(revision, wanted)], Instant::now(), &mut Vec::new());
+            let names = names.borrow().clone();
+            assert_eq!(names.iter().map(|name| &**name).collect::<Vec<_>>(), wanted);
+            names.iter().find(|name| &***name == "a").cloned()
+        };
+        let first = of_a(1, &["a"]).unwrap();
+        assert!(Arc::ptr_eq(&first, &of_a(2, &["a", "b"]).unwrap()));
+        assert_eq!(of_a(3, &["b"]), None);
+        assert!(!Arc::ptr_eq(&first, &of_a(4, &["a", "b"]).unwrap()));
+    }
 }

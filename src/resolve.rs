@@ -31,7 +31,8 @@ const LONGEST: Duration = Duration::from_hours(1);
 /// How long to wait after a failure.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-/// Resolves the names of `wanted`, again and again, until `stop`.
+/// Resolves the names of `wanted`, again and again, until `stop`. A name in another allocation than
+/// before is a new one: nobody knows its addresses any more, however fresh they are.
 pub async fn run(
     dns: Dns,
     mut wanted: watch::Receiver<Arc<[Arc<str>]>>,
@@ -51,8 +52,9 @@ pub async fn run(
     let mut running: HashMap<Arc<str>, AbortHandle> = HashMap::new();
     loop {
         let names = wanted.borrow_and_update().clone();
+        let present: HashMap<&str, &Arc<str>> = names.iter().map(|name| (&**name, name)).collect();
         running.retain(|name, task| {
-            let keep = names.contains(name);
+            let keep = present.get(&**name).is_some_and(|now| Arc::ptr_eq(now, name));
             if !keep {
                 task.abort();
             }
@@ -64,6 +66,8 @@ pub async fn run(
                 running.insert(name.clone(), tasks.spawn(task));
             }
         }
+        // A task that was ended keeps its memory until it is joined.
+        while tasks.try_join_next().is_some() {}
         tokio::select! {
             () = stop.cancelled() => return,
             changed = wanted.changed() => if changed.is_err() { return },
