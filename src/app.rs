@@ -26,6 +26,7 @@ use crate::metrics::Metrics;
 use crate::net::{bind, limits};
 use crate::proxy::{ListenError, Listens, Opened, Shared, Workers};
 use crate::resolve;
+use crate::session::Transport;
 use crate::snapshot::{Builder, Published};
 use crate::source;
 use crate::store::Store;
@@ -255,7 +256,15 @@ fn shared(
     let free = limits::for_sessions(descriptors, config.listens.len() * config.workers);
     let sessions = config.limits.sessions.unwrap_or(free / 2);
     metrics.sessions_limit.set(crate::metrics::count(sessions));
-    metrics.udp_associations_limit.set(crate::metrics::count(config.limits.udp_associations));
+    let wanted = config.limits.udp_associations;
+    let udp_associations = limits::for_associations(wanted, free);
+    if udp_associations < wanted && config.listens.iter().any(|listen| listen.transport == Transport::Udp) {
+        tracing::info!(
+            "UDP associations are limited to {udp_associations}, not {wanted}: half of the descriptors stay for TCP \
+             sessions; raise LimitNOFILE for more"
+        );
+    }
+    metrics.udp_associations_limit.set(crate::metrics::count(udp_associations));
     let (outcomes, received) = mpsc::channel(OUTCOMES);
     tokio::spawn(log::outcomes(received));
     Ok(Shared {
@@ -267,7 +276,7 @@ fn shared(
         every_outcome: false,
         sessions: Budget::new(sessions),
         descriptors: Budget::new(free),
-        udp_associations: config.limits.udp_associations,
+        udp_associations,
     })
 }
 

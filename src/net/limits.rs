@@ -27,6 +27,14 @@ pub fn for_sessions(limit: usize, listening: usize) -> usize {
     limit.saturating_sub(RESERVED + listening).max(2)
 }
 
+/// UDP associations there may be, of `wanted`, where sessions may take `descriptors`: half of them at
+/// most. A flood of datagrams needs no handshake, and would else keep every TCP client out for as long
+/// as associations idle.
+#[must_use]
+pub fn for_associations(wanted: usize, descriptors: usize) -> usize {
+    wanted.min(descriptors / 2).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -35,6 +43,13 @@ mod tests {
     fn some_are_kept_back() {
         assert_eq!(for_sessions(1024, 16), 880);
         assert_eq!(for_sessions(64, 16), 2);
+    }
+
+    #[test]
+    fn associations_leave_room_for_connections() {
+        assert_eq!(for_associations(65_536, 19_000), 9_500);
+        assert_eq!(for_associations(100, 19_000), 100);
+        assert_eq!(for_associations(100, 1), 1);
     }
 
     #[test]
