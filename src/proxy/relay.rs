@@ -296,7 +296,7 @@ mod tests {
         // The node reads nothing: the client fills every buffer on the way.
         let mut still = 0;
         drive(&mut relay, || {
-            still = if client.try_write(&[0; 65536]).is_ok() { 0 } else { still + 1 };
+            still = if client.try_write(&[0; 16384]).is_ok() { 0 } else { still + 1 };
             still > 1000
         })
         .await;
