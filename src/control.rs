@@ -16,7 +16,7 @@ use crate::live::node_state::{HeldRead, NodeState};
 use crate::metrics::Metrics;
 use crate::resource::Kind;
 use crate::snapshot::{Builder, Published, Snapshot};
-use crate::store::{Batch, Changes, Store};
+use crate::store::{Batch, Changes, Rejected, Store};
 
 /// Events taken together at most before a snapshot is published.
 const MOST_BATCHES: usize = 4096;
@@ -89,7 +89,6 @@ impl Control {
             all.names.extend(changes.names);
             all.refused.extend(changes.refused);
         }
-        self.report_refused(&all);
         if let Some(held) = self.store.held().filter(|_| held_before.is_none()) {
             tracing::error!(
                 revision = held.revision,
@@ -101,6 +100,7 @@ impl Control {
             );
         }
         self.publish(&all, begun, retired);
+        self.report_refused(&all);
         if first && self.store.is_loaded() {
             if let Some(first) = self.first.take() {
                 // Whoever waited for it may be stopping already.
@@ -170,7 +170,7 @@ impl Control {
     }
 
     fn report_refused(&self, changes: &Changes) {
-        for refused in &changes.refused {
+        for refused in ours(changes, &self.published.load()) {
             let serving = if refused.previous_serves {
                 "the previous version keeps serving"
             } else {
@@ -193,8 +193,8 @@ impl Control {
 
     fn accept_held(&mut self, retired: &mut Vec<Arc<Snapshot>>) -> usize {
         let changes = self.store.accept_held(unix_ms());
-        self.report_refused(&changes);
         self.publish(&changes, Instant::now(), retired);
+        self.report_refused(&changes);
         changes.keys.len()
     }
 }
@@ -202,6 +202,14 @@ impl Control {
 /// The allocation of `name` in a sorted list.
 fn kept<'a>(list: &'a [Arc<str>], name: &Arc<str>) -> Option<&'a Arc<str>> {
     list.get(list.binary_search(name).ok()?)
+}
+
+/// Refused objects that a stream_route reaches: what only HTTP uses is not ours to complain of.
+fn ours<'a>(changes: &'a Changes, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Rejected> {
+    let listed = |refused: &&Rejected| {
+        snapshot.rejected().binary_search_by(|other| other.key.cmp(&refused.key)).is_ok()
+    };
+    changes.refused.iter().filter(listed)
 }
 
 /// Milliseconds since the Unix epoch.
@@ -249,5 +257,26 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &of_a(2, &["a", "b"]).unwrap()));
         assert_eq!(of_a(3, &["b"]), None);
         assert!(!Arc::ptr_eq(&first, &of_a(4, &["a", "b"]).unwrap()));
+    }
+
+    #[test]
+    fn refusals_of_what_only_http_uses_are_not_told() {
+        let put = |kind, id: &str, value: &'static str, revision| Event::Put {
+            key: Key::new(kind, id),
+            value: value.into(),
+            revision,
+        };
+        let events = vec![
+            put(Kind::StreamRoute, "r", r#"{"upstream_id":"ours"}"#, 1),
+            put(Kind::Upstream, "ours", r#"{"nodes":7}"#, 2),
+            put(Kind::Upstream, "http", r#"{"nodes":7}"#, 3),
+            put(Kind::Service, "http", r#"{"upstream":7}"#, 4),
+        ];
+        let mut store = Store::new(RulesConfig::default());
+        let changes = store.apply(Batch { events, revision: 4 }, 0);
+        assert_eq!(changes.refused.len(), 3, "{:?}", changes.refused);
+        let snapshot = Builder::new(Arc::new(Live::default()), 0).build(&store, &changes);
+        let told: Vec<String> = ours(&changes, &snapshot).map(|refused| refused.key.to_string()).collect();
+        assert_eq!(told, ["upstreams/ours"]);
     }
 }
