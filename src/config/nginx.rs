@@ -111,6 +111,10 @@ pub(super) fn access_log(stream: &Node<'_>, files: &Files<'_>) -> AccessLog {
     let enabled = stream.at("enable_access_log").boolean().unwrap_or(false) && text != "off";
     if enabled && (text.starts_with("syslog:") || text.contains(['$', ' ', ';'])) {
         path.mistake(format!("is {text:?}; one file name is allowed, without variables, options or syslog"));
+    } else if enabled {
+        stream.at("enable_access_log").warn(
+            "the access log is not built yet; the log has a line for each session that did not end normally",
+        );
     }
     let format = stream.at("access_log_format").string().unwrap_or_default();
     AccessLog {

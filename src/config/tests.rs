@@ -179,7 +179,8 @@ fn nginx_config_is_honoured_where_it_can_be() {
             escape: "json".into(),
         }
     );
-    assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+    assert!(config.warnings[1].contains("the access log is not built yet"), "{:?}", config.warnings);
     assert!(config.warnings[0].starts_with("nginx_config.user: has no effect; start streamgate as nobody"));
     assert_eq!(read(&with("nginx_config: {worker_shutdown_timeout: 240}")).shutdown_timeout.as_secs(), 240);
     assert!(read(&with("nginx_config: {worker_shutdown_timeout: 0}")).shutdown_timeout.as_secs() > 1_000_000);
