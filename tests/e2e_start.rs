@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Output;
 
 use binary::{Gateway, Setup, run, stderr};
-use peers::{ask, ask_udp, echo, until_answered};
+use peers::{ask, ask_udp, echo, refused, until_answered};
 use serde_json::{Value, json};
 
 fn objects(node: SocketAddr) -> Value {
@@ -206,4 +206,84 @@ fn without_its_file_a_gateway_waits_for_it() {
     gateway.write_objects(&objects(echo("A")));
     gateway.wait_ready();
     until_answered(gateway.tcp(0), "A");
+}
+
+/// The first of `count` ports in a row that are free.
+fn free_range(count: u16) -> u16 {
+    loop {
+        let first = binary::free_port();
+        let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if (first..first + count).all(is_free) {
+            return first;
+        }
+    }
+}
+
+#[test]
+fn every_form_of_a_listen_serves() {
+    let first = free_range(3);
+    let last = first + 2;
+    let mut setup = Setup::objects(&objects(echo("A")));
+    (setup.tcp, setup.udp) = (4, 3);
+    setup.whole = Some(format!(
+        "apisix:
+  proxy_mode: http&stream
+  stream_proxy:
+    tcp: [@tcp0, \"@tcp1\", \"[::1]:@tcp2\", {{addr: \"127.0.0.1:@tcp3\", tls: false}}, \"127.0.0.1:{first}-{last}\"]
+    udp: [@udp0, \"[::1]:@udp1\", \"127.0.0.1:@udp2\"]
+{FROM_FILE}plugin_attr: {{prometheus: {{export_addr: {{port: @metrics}}}}}}
+"
+    ));
+    let mut gateway = setup.start();
+    let v6 = |port: u16| SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
+    for number in [0, 1, 3] {
+        assert_eq!(ask(gateway.tcp(number)).unwrap(), "A");
+    }
+    for port in first..=last {
+        assert_eq!(ask(([127, 0, 0, 1], port).into()).unwrap(), "A");
+    }
+    // An unspecified address answers on each of this host's.
+    assert_eq!(ask(([127, 0, 0, 9], gateway.ports.tcp[0]).into()).unwrap(), "A");
+    assert_eq!(ask(v6(gateway.ports.tcp[2])).unwrap(), "A");
+    for address in [gateway.udp(0), ([127, 0, 0, 9], gateway.ports.udp[0]).into(), gateway.udp(2)] {
+        gateway.eventually("a datagram's answer", |_| ask_udp(address).as_deref() == Some("A"));
+    }
+    let address = v6(gateway.ports.udp[1]);
+    gateway.eventually("a datagram's answer", |_| ask_udp(address).as_deref() == Some("A"));
+    assert_eq!(gateway.status()["listens"].as_array().unwrap().len(), 10);
+}
+
+#[test]
+fn the_environment_replaces_what_the_file_says() {
+    let (_keeper, nobody) = refused();
+    let mut setup = Setup::etcd("http://127.0.0.1:1");
+    setup.environment = vec![
+        ("APISIX_DEPLOYMENT_ETCD_HOST".into(), format!("[\"http://{nobody}\"]")),
+        ("APISIX_WORKER_PROCESSES".into(), "1".into()),
+        ("LEVEL".into(), "info".into()),
+    ];
+    setup.more = "nginx_config: {worker_processes: 2, error_log_level: \"${{LEVEL}}\"}\n".into();
+    let mut gateway = setup.launch();
+    gateway.eventually("the reason", |gateway| {
+        let status = gateway.status();
+        status["source"]["problem"]["text"].as_str().is_some_and(|text| text.contains(&nobody.to_string()))
+    });
+}
+
+#[test]
+fn logs_are_json_unless_asked_for_otherwise() {
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.yaml");
+    let config = format!("apisix: {{proxy_mode: stream, stream_proxy: {{tcp: [\"{taken}\"]}}}}\n{FROM_FILE}");
+    fs::write(&file, config).unwrap();
+    let lines = |more: &[&str]| {
+        let said = stderr(&run(&[&["run", "-c", file.to_str().unwrap()], more].concat(), b""));
+        assert!(said.contains("cannot start: listen "), "{said}");
+        said.lines().map(|line| serde_json::from_str::<Value>(line).is_ok()).collect::<Vec<_>>()
+    };
+    assert!(lines(&[]).iter().all(|is_json| *is_json), "no terminal, so JSON");
+    assert!(lines(&["--log-format", "json"]).iter().all(|is_json| *is_json));
+    assert!(lines(&["--log-format", "human"]).iter().all(|is_json| !is_json));
 }

@@ -132,6 +132,27 @@ fn the_upstream_may_speak_first_and_the_client_finish_first() {
     assert_eq!((direction("received"), direction("sent")), (300_000.0, 18.0));
 }
 
+#[test]
+fn sessions_over_the_limit_are_closed_and_counted() {
+    let mut setup = Setup::objects(&to(&nodes(&[(echo("A"), 1)])));
+    setup.ours = "  max_sessions: 2\n".into();
+    let mut gateway = setup.start();
+    assert_eq!(gateway.metric("streamgate_tcp_sessions_limit"), Some(2.0));
+    let tcp = gateway.tcp(0);
+    let mut open: Vec<_> = (0..2).map(|_| connect(tcp).unwrap()).collect();
+    for session in &mut open {
+        assert_eq!(talk(session).unwrap(), "A");
+    }
+    assert!(ask(tcp).is_err());
+    gateway.eventually("the count", |gateway| {
+        gateway.metric("streamgate_session_limit_hits_total") == Some(1.0)
+    });
+    assert_eq!(gateway.says_end("limit")["side"], "gateway");
+    assert_eq!(talk(&mut open[0]).unwrap(), "A", "those that live are not touched");
+    drop(open);
+    until_answered(tcp, "A");
+}
+
 /// The names and labels of the series that belong to a route, or mention it.
 fn series(page: &str, words: &str) -> Vec<(String, String)> {
     let lines = page.lines().filter(|line| !line.starts_with('#') && line.contains(words));

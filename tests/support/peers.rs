@@ -91,7 +91,8 @@ pub fn ask(address: SocketAddr) -> io::Result<String> {
 
 /// The same with datagrams; `None` where no answer comes at once.
 pub fn ask_udp(address: SocketAddr) -> Option<String> {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let any = if address.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+    let socket = UdpSocket::bind(any).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     socket.send_to(b"?", address).unwrap();
     let mut heard = [0; 2];
