@@ -67,6 +67,16 @@ async fn put_update_and_delete_are_followed() {
     until_answered(tcp, "B");
     assert_eq!(gateway.status()["revision"], revision);
     assert_eq!(talk(&mut open).unwrap(), "A", "an open session keeps its node");
+    let revision = Some(f64::from(i32::try_from(revision).unwrap()));
+    assert_eq!(gateway.metric("streamgate_config_revision"), revision);
+    for key in ["upstreams", "max_modify_index", "prev_index"] {
+        assert_eq!(
+            gateway.metric(&format!("apisix_etcd_modify_indexes{{key=\"{key}\"}}")),
+            revision,
+            "{key}"
+        );
+    }
+    assert_eq!(gateway.metric("apisix_etcd_reachable"), Some(1.0));
 
     etcd.delete(R1).await;
     until_closed(tcp);
@@ -274,6 +284,17 @@ async fn three_thousand_objects_in_a_burst_are_all_served() {
         assert_eq!(name, if number % 2 == 0 { "A" } else { "B" }, "route {number}");
     }
     assert!(ask(tcp).is_err(), "127.0.0.1 has no route");
+
+    // A node that joins later reads them as one list, and routes alike.
+    let mut second = Setup::etcd(&etcd.endpoint()).start();
+    assert_eq!(second.metric(loaded), Some(3_000.0));
+    assert_eq!(second.status()["revision"], gateway.status()["revision"]);
+    // Deletes that are watched always count, however many at once.
+    etcd.ctl(&["del", "--prefix", "/apisix/stream_routes/"]);
+    for gateway in [&mut gateway, &mut second] {
+        gateway.eventually("an empty table", |gateway| gateway.metric(loaded) == Some(0.0));
+        assert_eq!(gateway.status()["held_full_read"], Value::Null);
+    }
 }
 
 #[tokio::test]
