@@ -53,6 +53,29 @@ fn hup_opens_and_closes_listens_and_keeps_sessions() {
     assert!(listens.contains(&new.to_string()), "{listens}");
 }
 
+#[test]
+fn hup_moves_a_listen_to_every_address_and_back() {
+    let mut gateway = setup().start();
+    let narrow = std::fs::read_to_string(gateway.config_file()).unwrap();
+    let port = gateway.ports.tcp[0];
+    let wide = narrow.replacen(&format!("\"127.0.0.1:{port}\""), &port.to_string(), 1);
+    let elsewhere = SocketAddr::from(([127, 0, 0, 9], port));
+    assert!(is_refused(elsewhere));
+    let mut open = connect(gateway.tcp(0)).unwrap();
+    for (round, (config, wide)) in [(&wide, true), (&narrow, false)].into_iter().enumerate() {
+        gateway.write_config(config);
+        gateway.signal(Signal::HUP);
+        gateway.eventually("the reload", |gateway| {
+            let log = gateway.log_text();
+            assert!(!log.contains("nothing has changed"), "{log}");
+            log.matches("HUP: config.yaml was read again").count() == round + 1
+        });
+        assert_eq!(is_refused(elsewhere), !wide);
+        assert_eq!(ask(gateway.tcp(0)).unwrap(), "A");
+        assert_eq!(talk(&mut open).unwrap(), "A");
+    }
+}
+
 /// A HUP with `config` is refused with all of `words` in the log, and changes nothing.
 #[track_caller]
 fn check_refused(gateway: &mut Gateway, config: &str, words: &[&str]) {
