@@ -14,7 +14,7 @@ pub mod totals;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::session::End;
@@ -32,21 +32,28 @@ pub const DURATION_BUCKETS: [f64; 10] = [0.01, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 3
 #[derive(Debug)]
 pub struct Histogram {
     bounds: &'static [f64; 10],
+    /// Made by the first duration: of 100,000 routes with their nodes most have none.
+    buckets: OnceLock<Box<Buckets>>,
+}
+
+#[derive(Debug, Default)]
+struct Buckets {
     counts: [AtomicU64; 11],
     sum_micros: AtomicU64,
 }
 
 impl Histogram {
     fn new(bounds: &'static [f64; 10]) -> Self {
-        Self { bounds, counts: Default::default(), sum_micros: AtomicU64::new(0) }
+        Self { bounds, buckets: OnceLock::new() }
     }
 
     /// Counts one duration.
     pub fn record(&self, value: Duration) {
         let seconds = value.as_secs_f64();
         let bucket = self.bounds.partition_point(|bound| *bound < seconds);
-        self.counts[bucket].fetch_add(1, Relaxed);
-        self.sum_micros.fetch_add(u64::try_from(value.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        let buckets = self.buckets.get_or_init(Box::default);
+        buckets.counts[bucket].fetch_add(1, Relaxed);
+        buckets.sum_micros.fetch_add(u64::try_from(value.as_micros()).unwrap_or(u64::MAX), Relaxed);
     }
 
     /// The upper bounds, in seconds; one more bucket than bounds counts what is above them.
@@ -58,16 +65,18 @@ impl Histogram {
     /// Count of each bucket (not cumulated), and the sum in seconds.
     #[must_use]
     pub fn read(&self) -> ([u64; 11], f64) {
+        let Some(buckets) = self.buckets.get() else { return ([0; 11], 0.0) };
         #[expect(clippy::cast_precision_loss, reason = "a sum of seconds is a float in Prometheus")]
-        let sum = self.sum_micros.load(Relaxed) as f64 / 1e6;
-        (std::array::from_fn(|i| self.counts[i].load(Relaxed)), sum)
+        let sum = buckets.sum_micros.load(Relaxed) as f64 / 1e6;
+        (std::array::from_fn(|i| buckets.counts[i].load(Relaxed)), sum)
     }
 }
 
 /// Statistics of one stream_route, or of one node of an upstream.
 #[derive(Debug)]
 pub struct Stats {
-    ended: [AtomicU64; End::COUNT],
+    /// Made by the first ending, as the buckets of histograms are.
+    ended: OnceLock<Box<[AtomicU64; End::COUNT]>>,
     active: AtomicU64,
     in_flight: AtomicU64,
     received: AtomicU64,
@@ -81,7 +90,7 @@ pub struct Stats {
 impl Default for Stats {
     fn default() -> Self {
         Self {
-            ended: std::array::from_fn(|_| AtomicU64::new(0)),
+            ended: OnceLock::new(),
             active: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -122,13 +131,14 @@ impl Stats {
 
     /// Counts one ending.
     pub fn ended(&self, end: End) {
-        self.ended[end.index()].fetch_add(1, Relaxed);
+        let ended = self.ended.get_or_init(|| Box::new(std::array::from_fn(|_| AtomicU64::new(0))));
+        ended[end.index()].fetch_add(1, Relaxed);
     }
 
     /// How many sessions ended so.
     #[must_use]
     pub fn ended_count(&self, end: End) -> u64 {
-        self.ended[end.index()].load(Relaxed)
+        self.ended.get().map_or(0, |ended| ended[end.index()].load(Relaxed))
     }
 
     /// Adds bytes from the client while the session lives.
