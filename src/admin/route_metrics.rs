@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use crate::admin::text::{self, Kind};
-use crate::balance::Pool;
+use crate::balance::{Pool, PoolNode};
 use crate::live::{Histogram, Stats};
 use crate::session::End;
 use crate::snapshot::Route;
@@ -83,13 +83,12 @@ pub(crate) fn render<'a>(
     pools: impl Iterator<Item = &'a Arc<Pool>>,
     max_lines: usize,
 ) {
-    let mut routes = route_rows(routes);
-    let mut nodes = node_rows(pools);
-    let needed = |rows: &[Row<'_>], shape: &Shape| rows.len() * shape.lines();
-    let for_nodes = needed(&nodes, &NODES).min(max_lines / 2);
-    let for_routes = needed(&routes, &ROUTES).min(max_lines - for_nodes);
-    fold(&mut routes, for_routes / ROUTES.lines(), &[("route", OVERFLOW)]);
-    fold(&mut nodes, (max_lines - for_routes) / NODES.lines(), &[("upstream", OVERFLOW), ("node", OVERFLOW)]);
+    let (routes, nodes): (Vec<_>, Vec<_>) = (routes.collect(), pools.flat_map(distinct_nodes).collect());
+    let needed = |rows: usize, shape: &Shape| rows * shape.lines();
+    let for_nodes = needed(nodes.len(), &NODES).min(max_lines / 2);
+    let for_routes = needed(routes.len(), &ROUTES).min(max_lines - for_nodes);
+    let routes = route_rows(&routes, for_routes / ROUTES.lines());
+    let nodes = node_rows(&nodes, (max_lines - for_routes) / NODES.lines());
     let before = End::ALL.iter().copied().filter(|end| !on_route(*end) || unrouted.ended_count(*end) > 0);
     ROUTES.render(out, &routes, |out| {
         for end in before {
@@ -130,40 +129,57 @@ fn on_node(end: End) -> bool {
     )
 }
 
-fn route_rows<'a>(routes: impl Iterator<Item = &'a Arc<Route>>) -> Vec<Row<'a>> {
-    routes
+fn route_rows<'a>(routes: &[&'a Arc<Route>], fitting: usize) -> Vec<Row<'a>> {
+    let (shown, rest) = routes.split_at(shown(routes.len(), fitting));
+    let mut rows: Vec<_> = shown
+        .iter()
         .map(|route| Row { labels: text::labels(&[("route", &route.id)]), stats: vec![&*route.stats] })
-        .collect()
+        .collect();
+    overflow(&mut rows, &[("route", OVERFLOW)], rest.iter().map(|route| &*route.stats).collect());
+    rows
 }
 
 /// One row a node. An upstream may list an address twice: their sum is one row, since a page with
 /// the same series twice is refused whole by Prometheus.
-fn node_rows<'a>(pools: impl Iterator<Item = &'a Arc<Pool>>) -> Vec<Row<'a>> {
-    let mut rows: Vec<Row<'a>> = Vec::new();
+fn node_rows<'a>(nodes: &[(&'a Pool, &'a PoolNode)], fitting: usize) -> Vec<Row<'a>> {
+    let (shown, rest) = nodes.split_at(shown(nodes.len(), fitting));
+    let mut rows: Vec<Row<'a>> = Vec::with_capacity(shown.len() + 1);
     let mut places: HashMap<(&str, &str), usize> = HashMap::new();
-    for (pool, node) in pools.flat_map(|pool| pool.nodes().iter().map(move |node| (pool, node))) {
+    for (pool, node) in shown {
         let place = *places.entry((&*pool.id, &*node.label)).or_insert(rows.len());
-        let stats = &*node.stats;
         match rows.get_mut(place) {
-            Some(row) if row.stats.iter().any(|known| std::ptr::eq(*known, stats)) => {}
-            Some(row) => row.stats.push(stats),
+            Some(row) => row.stats.push(&node.stats),
             None => {
                 let labels = text::labels(&[("upstream", &pool.id), ("node", &node.label)]);
-                rows.push(Row { labels, stats: vec![stats] });
+                rows.push(Row { labels, stats: vec![&node.stats] });
             }
         }
     }
+    let rest = rest.iter().map(|(_, node)| &*node.stats).collect();
+    overflow(&mut rows, &[("upstream", OVERFLOW), ("node", OVERFLOW)], rest);
     rows
 }
 
-/// Sums all rows beyond the first ones under the labels `overflow`, which take one of the `fitting`.
-fn fold(rows: &mut Vec<Row<'_>>, fitting: usize, overflow: &[(&str, &str)]) {
-    if rows.len() <= fitting {
-        return;
+/// The nodes of a pool, those once that share their statistics.
+fn distinct_nodes(pool: &Arc<Pool>) -> impl Iterator<Item = (&Pool, &PoolNode)> {
+    let nodes = pool.nodes();
+    let is_first = |(place, node): &(usize, &PoolNode)| {
+        !nodes[..*place].iter().any(|earlier| Arc::ptr_eq(&earlier.stats, &node.stats))
+    };
+    nodes.iter().enumerate().filter(is_first).map(|(_, node)| (&**pool, node))
+}
+
+/// How many of `count` rows are shown one by one where `fitting` rows fit.
+fn shown(count: usize, fitting: usize) -> usize {
+    if count <= fitting { count } else { fitting.saturating_sub(1) }
+}
+
+/// Adds the row that sums `rest`, where there is any. Only now: the labels of 100,000 rows that
+/// nobody will see took more memory than the page.
+fn overflow<'a>(rows: &mut Vec<Row<'a>>, labels: &[(&str, &str)], rest: Vec<&'a Stats>) {
+    if !rest.is_empty() {
+        rows.push(Row { labels: text::labels(labels), stats: rest });
     }
-    let rest = rows.split_off(fitting.saturating_sub(1));
-    let stats = rest.into_iter().flat_map(|row| row.stats).collect();
-    rows.push(Row { labels: text::labels(overflow), stats });
 }
 
 impl Shape {
@@ -259,7 +275,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::balance::{PoolNode, PoolSettings};
+    use crate::balance::PoolSettings;
     use crate::resource::{Balancer, Scheme, Timeouts};
     use crate::snapshot::Target;
 
