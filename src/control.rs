@@ -130,7 +130,8 @@ impl Control {
             since_unix_ms: held.since_unix_ms,
             until_unix_ms: held.until_unix_ms,
         }));
-        if !changes.is_empty() {
+        // Sorting all of them would make every edit cost what the configuration costs.
+        if self.builder.names_changed() || !changes.names.is_empty() {
             self.want_names();
         }
         tracing::debug!(

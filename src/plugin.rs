@@ -70,7 +70,8 @@ pub fn compile(confs: &[&PluginConf]) -> (Arc<[Plugin]>, Vec<String>) {
             }
         }
     }
-    (plugins.into(), degraded)
+    // Of nothing, one for all: a conversion would allocate for each route.
+    (if plugins.is_empty() { Arc::default() } else { plugins.into() }, degraded)
 }
 
 /// The fixed priority of a stream plugin, higher first (`apisix/stream/plugins/*.lua`).

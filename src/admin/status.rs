@@ -52,7 +52,7 @@ pub(crate) fn page(
             "problem": state.problem().map(|problem| self::problem(&problem, now_unix_ms)),
         },
         "held_full_read": state.held().map(|held| self::held(&held, now_unix_ms)),
-        "routes": snapshot.routes().count(),
+        "routes": snapshot.route_count(),
         "rejected": snapshot.rejected().iter().map(|one| rejected(one, now_unix_ms)).collect::<Vec<_>>(),
         "degraded": snapshot.degraded().iter()
             .map(|degraded| json!({"route": &*degraded.route, "why": &*degraded.why}))

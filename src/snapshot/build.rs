@@ -20,7 +20,8 @@ use crate::store::{Changes, Rejected, Store};
 #[derive(Debug)]
 struct Placed {
     order: Order,
-    rule: Rule,
+    /// As it was then: the store may have a newer one.
+    route: Arc<StreamRoute>,
     service: Option<Arc<str>>,
     upstream: Option<Arc<str>>,
     /// Its sessions go to the upstream written inside the service.
@@ -62,6 +63,7 @@ pub struct Builder {
     service_pool_users: HashMap<Arc<str>, usize>,
     names: HashMap<Arc<str>, BTreeSet<Owner>>,
     owned_names: HashMap<Owner, Vec<Arc<str>>>,
+    names_changed: bool,
 }
 
 impl Builder {
@@ -80,6 +82,7 @@ impl Builder {
             service_pool_users: HashMap::new(),
             names: HashMap::new(),
             owned_names: HashMap::new(),
+            names_changed: false,
         }
     }
 
@@ -119,6 +122,11 @@ impl Builder {
         self.names.keys()
     }
 
+    /// Reports whether [`Self::wanted_names`] may differ from those at the last call.
+    pub fn names_changed(&mut self) -> bool {
+        std::mem::take(&mut self.names_changed)
+    }
+
     fn dirty(&self, changes: &Changes) -> Dirty {
         let mut dirty = Dirty::default();
         for key in &changes.keys {
@@ -145,7 +153,7 @@ impl Builder {
     fn take_out(&mut self, id: &Arc<str>) {
         let Some(placed) = self.placed.remove(id) else { return };
         if placed.matches {
-            self.snapshot.matcher.remove(&placed.order, &placed.rule);
+            self.snapshot.matcher.remove(&placed.order, &rule(&placed.route));
             self.snapshot.routes.remove(id);
         }
         if let Some(service) = placed.service
@@ -198,7 +206,7 @@ impl Builder {
         let matches = route.protocol.as_ref().is_none_or(|protocol| protocol.superior_id.is_none());
         let placed = Placed {
             order: entry.order.clone(),
-            rule: rule(route),
+            route: route.clone(),
             // A missing service is used too: its arrival rebuilds the route.
             service: route.service_id.clone().filter(|_| route.upstream_id.is_none()),
             upstream: if let Origin::Id(id) = merged.origin { Some(id.clone()) } else { None },
@@ -219,7 +227,7 @@ impl Builder {
                 self.touched.insert(upstream.clone());
             }
             let built = Arc::new(self.route(route, &merged, store));
-            self.snapshot.matcher.insert(placed.order.clone(), placed.rule.clone(), built.clone());
+            self.snapshot.matcher.insert(placed.order.clone(), rule(route), built.clone());
             self.snapshot.routes.insert(id.clone(), built);
         }
         let placed = Placed { upstream: placed.upstream.filter(|_| placed.matches), ..placed };
@@ -249,7 +257,8 @@ impl Builder {
             target,
             plugins,
             tls_passthrough: route.tls_passthrough,
-            degraded: degraded.into(),
+            // Of nothing, one for all: a conversion would allocate for each route.
+            degraded: if degraded.is_empty() { Arc::default() } else { degraded.into() },
         }
     }
 
@@ -289,6 +298,7 @@ impl Builder {
             self.names.entry(name.clone()).or_default().insert(owner.clone());
         }
         if !names.is_empty() {
+            self.names_changed = true;
             self.owned_names.insert(owner.clone(), names.into_iter().collect());
         }
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -304,6 +314,7 @@ impl Builder {
 
     fn forget_names(&mut self, owner: &Owner) {
         for name in self.owned_names.remove(owner).unwrap_or_default() {
+            self.names_changed = true;
             if let Some(owners) = self.names.get_mut(&name) {
                 owners.remove(owner);
                 if owners.is_empty() {

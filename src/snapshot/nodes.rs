@@ -29,7 +29,8 @@ pub(super) fn pool(id: Arc<str>, upstream: &Upstream, store: &Store, live: &Live
         scheme: upstream.scheme,
         pending: names(upstream).any(|name| store.addresses(name).is_none()),
     };
-    let mut nodes: Vec<PoolNode> = Vec::new();
+    // Without names there are as many addresses as nodes.
+    let mut nodes: Vec<PoolNode> = Vec::with_capacity(upstream.nodes.len());
     for (addr, node, weight) in addressed(upstream, store) {
         let label: Arc<str> = match node.host {
             Host::Ip(_) => format!("{}:{}", node.written, node.port).into(),

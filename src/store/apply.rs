@@ -125,7 +125,9 @@ impl Store {
         let Candidate { key, raw, revision, order } = new;
         let digest = digest(&raw);
         let raw = has_plugins(&object).then_some(raw);
-        let entry = Entry { revision, order, object, warnings: warnings.into(), raw, digest };
+        // Of nothing, one for all: a conversion would allocate for each object.
+        let warnings = if warnings.is_empty() { Arc::default() } else { warnings.into() };
+        let entry = Entry { revision, order, object, warnings, raw, digest };
         self.rejected.remove(&key);
         let new = self.objects.insert(key.clone(), entry).is_none();
         *self.counts.entry(key.kind).or_default() += usize::from(new);

@@ -41,6 +41,7 @@ pub(super) fn parse(written: Value, owner: &str, notes: &mut Notes) -> Vec<Node>
         other => notes
             .warn(format!("{owner}: nodes is {}, which nothing resolves; there is no node", brief(&other))),
     }
+    kept.nodes.shrink_to_fit();
     kept.nodes
 }
 
