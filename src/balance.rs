@@ -178,11 +178,24 @@ impl Pool {
         usable: impl Fn(&PoolNode) -> bool,
         tried: &Tried,
     ) -> Option<Picked> {
+        let hash = self.key.as_ref().map_or(0, |key| key.hash(inbound));
+        // Nearly always all nodes are well and none was tried: then none is asked again.
+        if tried.is_empty() && nodes.iter().all(&usable) {
+            return self.among(nodes, |_| true, |_| true, hash);
+        }
         let filtered = nodes.iter().any(&usable);
         let healthy = |node: &PoolNode| !filtered || usable(node);
-        let candidate = |node: &PoolNode| !tried.contains(node) && healthy(node);
-        let hash = self.key.as_ref().map_or(0, |key| key.hash(inbound));
-        self.groups.iter().find_map(|group| group.set(nodes, healthy).pick(nodes, candidate, hash))
+        self.among(nodes, healthy, |node| !tried.contains(node) && healthy(node), hash)
+    }
+
+    fn among(
+        &self,
+        nodes: &[PoolNode],
+        healthy: impl Fn(&PoolNode) -> bool,
+        candidate: impl Fn(&PoolNode) -> bool,
+        hash: u32,
+    ) -> Option<Picked> {
+        self.groups.iter().find_map(|group| group.set(nodes, &healthy).pick(nodes, &candidate, hash))
     }
 }
 
@@ -222,15 +235,16 @@ impl Key {
     /// The hash of what the key is for this session; of the client's address where it is nothing
     /// (`apisix/balancer/chash.lua:31`). An empty value is a value.
     fn hash(&self, inbound: &Inbound) -> u32 {
-        let value = match self {
-            Self::Variable(name) if &**name != "remote_addr" => inbound.variable(name),
-            Self::Variable(_) | Self::Client => None,
+        let client = || ring::hash_of(inbound.client_ip());
+        match self {
+            Self::Client => client(),
+            Self::Variable(name) => inbound.variable(name).map_or_else(client, ring::hash_of),
             Self::Template(template) => {
-                let (text, resolved) = template.render(|name| inbound.variable(name));
-                (resolved > 0).then(|| text.into())
+                let mut key = ring::KeyHash::default();
+                let resolved = template.render(&mut key, |name| inbound.variable(name));
+                if resolved > 0 { key.finish() } else { client() }
             }
-        };
-        value.map_or_else(|| ring::hash_of(inbound.client_ip()), ring::hash_of)
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Every session makes one [`Outcome`] with one [`End`]; the access log and the statistics are both
 //! made from it, so they cannot disagree. Pure: no I/O, no clock.
 
-use std::borrow::Cow;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,16 +53,16 @@ impl Inbound {
     /// The value of a variable that formats, hash keys and filters may name, without its `$`.
     /// `None` where the session has no such value.
     #[must_use]
-    pub fn variable(&self, name: &str) -> Option<Cow<'_, str>> {
+    pub fn variable(&self, name: &str) -> Option<Variable<'_>> {
         Some(match name {
-            "remote_addr" => self.client.ip().to_string().into(),
-            "remote_port" => self.client.port().to_string().into(),
-            "server_addr" => self.server.ip().to_string().into(),
-            "server_port" => self.server.port().to_string().into(),
-            "protocol" if self.transport == Transport::Tcp => "TCP".into(),
-            "protocol" => "UDP".into(),
-            "ssl_server_name" => self.sni.as_deref()?.into(),
-            "mqtt_client_id" => self.mqtt_client_id.as_deref()?.into(),
+            "remote_addr" => Variable::Ip(self.client.ip()),
+            "remote_port" => Variable::Port(self.client.port()),
+            "server_addr" => Variable::Ip(self.server.ip()),
+            "server_port" => Variable::Port(self.server.port()),
+            "protocol" if self.transport == Transport::Tcp => Variable::Text("TCP"),
+            "protocol" => Variable::Text("UDP"),
+            "ssl_server_name" => Variable::Text(self.sni.as_deref()?),
+            "mqtt_client_id" => Variable::Text(self.mqtt_client_id.as_deref()?),
             _ => return None,
         })
     }
@@ -71,6 +71,27 @@ impl Inbound {
     #[must_use]
     pub fn client_ip(&self) -> IpAddr {
         self.client.ip()
+    }
+}
+
+/// The value of a variable. Its text is made where it is written: a hash key needs no string.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Variable<'a> {
+    /// An address.
+    Ip(IpAddr),
+    /// A port.
+    Port(u16),
+    /// Anything else.
+    Text(&'a str),
+}
+
+impl fmt::Display for Variable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Port(port) => port.fmt(f),
+            Self::Text(text) => f.write_str(text),
+        }
     }
 }
 
@@ -278,7 +299,7 @@ mod tests {
     fn variables_are_those_of_the_session() {
         let inbound =
             Inbound::new(Transport::Tcp, "10.0.0.1:5000".parse().unwrap(), "[::1]:9100".parse().unwrap());
-        let value = |name| inbound.variable(name).map(Cow::into_owned);
+        let value = |name| inbound.variable(name).map(|value| value.to_string());
         assert_eq!(value("remote_addr").as_deref(), Some("10.0.0.1"));
         assert_eq!(value("server_addr").as_deref(), Some("::1"));
         assert_eq!(value("server_port").as_deref(), Some("9100"));

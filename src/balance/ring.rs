@@ -66,19 +66,47 @@ fn hashes(label: &str) -> impl Iterator<Item = u32> {
 
 /// The hash of what a value displays as.
 pub(super) fn hash_of(value: impl std::fmt::Display) -> u32 {
-    struct Sum(crc32fast::Hasher);
+    let mut hash = KeyHash::default();
+    // Writing to a checksum cannot fail.
+    let _ = write!(hash, "{value}");
+    hash.finish()
+}
 
-    impl std::fmt::Write for Sum {
-        fn write_str(&mut self, text: &str) -> std::fmt::Result {
-            self.0.update(text.as_bytes());
-            Ok(())
-        }
+/// The hash of the text that is written to it. Keys come in small pieces, such as the parts of an
+/// address, and a checksum takes one long piece faster than many short ones.
+#[derive(Debug, Default)]
+pub(super) struct KeyHash {
+    sum: crc32fast::Hasher,
+    pending: [u8; 32],
+    length: usize,
+}
+
+impl KeyHash {
+    pub(super) fn finish(mut self) -> u32 {
+        self.flush();
+        self.sum.finalize()
     }
 
-    let mut sum = Sum(crc32fast::Hasher::new());
-    // Writing to a checksum cannot fail.
-    let _ = write!(sum, "{value}");
-    sum.0.finalize()
+    fn flush(&mut self) {
+        self.sum.update(&self.pending[..self.length]);
+        self.length = 0;
+    }
+}
+
+impl std::fmt::Write for KeyHash {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        if self.length + text.len() > self.pending.len() {
+            self.flush();
+        }
+        match self.pending.get_mut(self.length..self.length + text.len()) {
+            Some(place) => {
+                place.copy_from_slice(text.as_bytes());
+                self.length += text.len();
+            }
+            None => self.sum.update(text.as_bytes()),
+        }
+        Ok(())
+    }
 }
 
 pub(super) fn gcd(mut a: u32, mut b: u32) -> u32 {

@@ -4,7 +4,7 @@
 //! `_` and `.`; a `$` after a backslash stays as it is, backslash included; a variable without a value
 //! is empty text.
 
-use std::borrow::Cow;
+use std::fmt;
 
 /// A template, cut into its parts once.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -47,24 +47,28 @@ impl Template {
         Self { parts: parts.into() }
     }
 
-    /// The text with the values that `value` gives, and how many variables had one (or a default).
-    pub fn render<'a>(&self, value: impl Fn(&str) -> Option<Cow<'a, str>>) -> (String, usize) {
-        let mut text = String::with_capacity(64);
+    /// Writes the text with the values that `value` gives to `out`, which must not fail, and tells
+    /// how many variables had one (or a default).
+    pub fn render<V: fmt::Display>(
+        &self,
+        out: &mut impl fmt::Write,
+        value: impl Fn(&str) -> Option<V>,
+    ) -> usize {
         let mut resolved = 0;
         for part in &self.parts {
-            match part {
-                Part::Text(literal) => text.push_str(literal),
+            let _ = match part {
+                Part::Text(literal) => out.write_str(literal),
                 Part::Variable { name, default } => {
-                    let value =
-                        value(name).or_else(|| default.as_deref().map(|default| default.to_owned().into()));
-                    if let Some(value) = value {
-                        text.push_str(&value);
-                        resolved += 1;
+                    let value = value(name);
+                    resolved += usize::from(value.is_some() || default.is_some());
+                    match (value, default) {
+                        (Some(value), _) => write!(out, "{value}"),
+                        (None, default) => out.write_str(default.as_deref().unwrap_or_default()),
                     }
                 }
-            }
+            };
         }
-        (text, resolved)
+        resolved
     }
 }
 
@@ -93,11 +97,13 @@ mod tests {
     #[track_caller]
     fn check(template: &str, expected: &str, resolved: usize) {
         let value = |name: &str| match name {
-            "remote_addr" => Some("10.0.0.1".into()),
-            "empty" => Some("".into()),
+            "remote_addr" => Some("10.0.0.1"),
+            "empty" => Some(""),
             _ => None,
         };
-        assert_eq!(Template::new(template).render(value), (expected.to_owned(), resolved), "{template}");
+        let mut text = String::new();
+        let found = Template::new(template).render(&mut text, value);
+        assert_eq!((&*text, found), (expected, resolved), "{template}");
     }
 
     #[test]

@@ -118,7 +118,7 @@ impl Totals {
 fn values(labels: &[ExtraLabel], outcome: &Outcome) -> Box<[Box<str>]> {
     let value = |label: &ExtraLabel| {
         let name = label.variable.trim_start_matches('$');
-        outcome.inbound.variable(name).unwrap_or_default().into()
+        outcome.inbound.variable(name).map(|value| value.to_string().into()).unwrap_or_default()
     };
     labels.iter().map(value).collect()
 }
