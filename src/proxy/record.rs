@@ -162,11 +162,14 @@ impl Record {
         }
         if let Some((picked, _)) = &self.node {
             picked.node.stats.ended(end);
-            picked.node.stats.duration.record(duration);
+        }
+        let unread = end.is_normal() && !self.worker.shared.every_outcome;
+        // Most sessions end normally on routes without APISIX's series: nobody would read of them.
+        if unread && self.route.as_ref().is_some_and(|(route, _)| route.apisix_label().is_none()) {
+            return;
         }
         let outcome = self.outcome(end, detail, duration);
         self.worker.shared.totals.record(&outcome);
-        let unread = end.is_normal() && !self.worker.shared.every_outcome;
         if unread || (self.bounded && !self.worker.may_log_refused()) {
             return;
         }
