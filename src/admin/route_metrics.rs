@@ -147,12 +147,11 @@ fn node_rows<'a>(nodes: &[(&'a Pool, &'a PoolNode)], fitting: usize) -> Vec<Row<
     let mut places: HashMap<(&str, &str), usize> = HashMap::new();
     for (pool, node) in shown {
         let place = *places.entry((&*pool.id, &*node.label)).or_insert(rows.len());
-        match rows.get_mut(place) {
-            Some(row) => row.stats.push(&node.stats),
-            None => {
-                let labels = text::labels(&[("upstream", &pool.id), ("node", &node.label)]);
-                rows.push(Row { labels, stats: vec![&node.stats] });
-            }
+        if let Some(row) = rows.get_mut(place) {
+            row.stats.push(&node.stats);
+        } else {
+            let labels = text::labels(&[("upstream", &pool.id), ("node", &node.label)]);
+            rows.push(Row { labels, stats: vec![&node.stats] });
         }
     }
     let rest = rest.iter().map(|(_, node)| &*node.stats).collect();
