@@ -27,11 +27,11 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{Admin, status, unix_ms};
 
 /// Connections to one server at once; more wait in the accept queue.
-const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: usize = 256;
 /// Metrics pages of one server that are being written or read at once.
 const MAX_PAGES: usize = 4;
-/// For the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the head of a request. Short: whoever connects and says nothing holds a place.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a connection may go on asking.
 const CONNECTION_LIFE: Duration = Duration::from_mins(1);
 /// How long the last answer of a connection may take after that.

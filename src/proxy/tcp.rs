@@ -20,8 +20,9 @@ use crate::session::End;
 /// Failed attempts that the log describes; with many nodes the rest says nothing new.
 const ATTEMPTS_DESCRIBED: u32 = 4;
 
-/// How often a session looks whether the names of its upstream have been resolved.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// How soon a session looks again whether the names of its upstream have been resolved: at first,
+/// and at most. Thousands may wait for a slow resolver.
+const LOOK_AGAIN: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(200)];
 
 /// Serves a connection to its end.
 pub(super) async fn serve(client: TcpStream, mut record: Record) {
@@ -56,8 +57,10 @@ async fn begin(record: &mut Record) -> Result<(TcpStream, Duration), Refusal> {
 /// is over. Only the first sessions of a new upstream come here.
 async fn resolved(mut pool: Arc<Pool>, record: &Record) -> Arc<Pool> {
     let deadline = Instant::now() + pool.settings.timeouts.connect;
+    let [mut pause, longest] = LOOK_AGAIN;
     while pool.nodes().is_empty() && pool.settings.pending && Instant::now() < deadline {
-        sleep(LOOK_AGAIN).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(longest);
         if let Some(now) = record.pool_now() {
             pool = now;
         }
