@@ -33,6 +33,8 @@ use crate::store::Store;
 
 /// Batches of events that wait for the control loop.
 const EVENTS: usize = 1024;
+/// A gateway that may serve fewer sessions says so at the start.
+const FEW_SESSIONS: usize = 1000;
 /// Outcomes that wait for the log; what comes on top is counted and lost.
 const OUTCOMES: usize = 4096;
 
@@ -256,6 +258,12 @@ fn shared(
     let free = limits::for_sessions(descriptors, config.listens.len() * config.workers);
     let sessions = config.limits.sessions.unwrap_or(free / 2);
     metrics.sessions_limit.set(crate::metrics::count(sessions));
+    if config.limits.sessions.is_none() && sessions < FEW_SESSIONS {
+        tracing::warn!(
+            "this process may hold {descriptors} descriptors, which is enough for {sessions} TCP sessions; raise \
+             LimitNOFILE (ulimit -n)"
+        );
+    }
     let wanted = config.limits.udp_associations;
     let udp_associations = limits::for_associations(wanted, free);
     if udp_associations < wanted && config.listens.iter().any(|listen| listen.transport == Transport::Udp) {
