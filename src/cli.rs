@@ -39,7 +39,7 @@ enum Command {
     #[command(
         after_help = "Signals: TERM drains for 10 s, QUIT for worker_shutdown_timeout, INT or a second \
         one ends at once; HUP reads config.yaml again, opens and closes listens and keeps every session; \
-        USR1 opens log files again.
+        USR1 is taken and ignored: the log goes to standard error.
 
 Examples:
   streamgate run -c conf/config.yaml

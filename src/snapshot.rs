@@ -13,7 +13,7 @@ use crate::balance::Pool;
 use crate::live::Stats;
 use crate::matcher::{Explanation, Matcher, Order, Overlaps, Query, Rule, Shadowed};
 use crate::plugin::Plugin;
-use crate::resource::Kind;
+use crate::resource::{Key, Kind};
 use crate::session::{End, Inbound};
 use crate::store::{HeldState, Rejected};
 
@@ -122,14 +122,10 @@ impl Snapshot {
     pub fn pool<'a>(&'a self, target: &'a Target) -> Result<&'a Arc<Pool>, (End, String)> {
         match target {
             Target::Inline(pool) => Ok(pool),
-            Target::Upstream(id) => self.pools.get(id).ok_or_else(|| {
-                let why = format!("upstream {id} does not exist; write it or change the upstream_id");
-                (End::UpstreamMissing, why)
-            }),
-            Target::MissingService(id) => {
-                let why = format!("service {id} does not exist; write it or change the service_id");
-                Err((End::ServiceMissing, why))
+            Target::Upstream(id) => {
+                self.pools.get(id).ok_or_else(|| (End::UpstreamMissing, self.missing(Kind::Upstream, id)))
             }
+            Target::MissingService(id) => Err((End::ServiceMissing, self.missing(Kind::Service, id))),
             Target::Nothing => {
                 let why =
                     "neither the route nor its service names an upstream; give it upstream_id or upstream";
@@ -158,6 +154,19 @@ impl Snapshot {
     /// Pairs of rules between which their order alone decides, among those that `matters` asks for.
     pub fn overlaps(&self, limit: usize, matters: impl Fn(&Route, &Route) -> bool) -> Overlaps<'_> {
         self.matcher.overlaps(limit, |first, second| matters(first, second))
+    }
+
+    /// Why an object that a route names is not there.
+    fn missing(&self, kind: Kind, id: &Arc<str>) -> String {
+        let (what, member) = match kind {
+            Kind::Service => ("service", "service_id"),
+            _ => ("upstream", "upstream_id"),
+        };
+        let key = Key::new(kind, id.clone());
+        match self.rejected.binary_search_by(|rejected| rejected.key.cmp(&key)) {
+            Ok(at) => format!("{what} {id} is rejected: {}", self.rejected[at].reason),
+            Err(_) => format!("{what} {id} does not exist; write it or change the {member}"),
+        }
     }
 
     /// Every route, in the order they are tried.

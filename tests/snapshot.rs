@@ -224,3 +224,15 @@ fn addresses_of_a_name_share_its_weight_exactly() {
     assert_eq!(weights, expected.map(|(ip, weight)| (ip.to_owned(), weight)));
     assert_eq!(pool.settings.attempts, 3, "a name counts once");
 }
+
+#[test]
+fn a_route_to_a_rejected_upstream_says_why() {
+    let (_, _, snapshot) = single(&[
+        (Kind::Upstream, "u", r#"{"nodes":7}"#),
+        (Kind::StreamRoute, "r", r#"{"upstream_id":"u"}"#),
+        (Kind::StreamRoute, "s", r#"{"upstream_id":"v"}"#),
+    ]);
+    let why = |id| snapshot.pool(&snapshot.route(id).unwrap().target).unwrap_err().1;
+    assert!(why("r").starts_with("upstream u is rejected: /nodes is 7"), "{}", why("r"));
+    assert!(why("s").starts_with("upstream v does not exist"), "{}", why("s"));
+}
