@@ -318,3 +318,13 @@ fn explain_says_what_closes_a_connection() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).starts_with("cannot read the objects of "), "{}", stderr(&output));
 }
+
+#[test]
+fn check_gives_up_on_an_etcd_that_no_endpoint_answers_for() {
+    let closed = free_port();
+    let deployment = format!(
+        "{{role: data_plane, role_data_plane: {{config_provider: etcd}}, etcd: {{host: [\"http://127.0.0.1:{closed}\"]}}}}"
+    );
+    let report = Config::new(&format!("tcp: [{}]", free_port()), &deployment, "").check(&[], 1);
+    assert!(report.contains("FAILED") && report.contains("refused"), "{report}");
+}

@@ -78,9 +78,13 @@ async fn first_read(config: &Config) -> Result<Batch, String> {
 }
 
 /// Waits until waiting longer is of no use: a file that cannot be read now stays so until somebody
-/// edits it, while of several etcd endpoints the next may answer.
+/// edits it, and of several etcd endpoints none has answered once each was tried twice.
 async fn refused(config: &Config, status: &SourceStatus) {
-    while matches!(config.source, Source::Etcd(_)) || status.last_error().is_none() {
+    let tries = match &config.source {
+        Source::Etcd(etcd) => 2 * etcd.hosts.len() as u64,
+        Source::File(_) => 0,
+    };
+    while status.last_error().is_none() || status.reconnects() < tries {
         sleep(LOOK).await;
     }
 }
