@@ -18,7 +18,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::live::InFlightGuard;
 use crate::live::Stats;
 use crate::resource::{Balancer, HashKey, Scheme, Timeouts};
 use crate::session::Inbound;
@@ -91,8 +90,10 @@ enum Key {
 /// The nodes a session has tried, by label: it may go on in a newer pool of the same upstream.
 #[derive(Clone, Debug, Default)]
 pub struct Tried {
+    /// Nearly every session ends with it; it needs no heap.
+    first: Option<Arc<str>>,
     /// Ascending.
-    labels: Vec<Arc<str>>,
+    further: Vec<Arc<str>>,
 }
 
 /// A chosen node. Dropping it ends its session in the balancer's counts.
@@ -100,7 +101,6 @@ pub struct Tried {
 pub struct Picked {
     /// The node.
     pub node: PoolNode,
-    _in_flight: InFlightGuard,
 }
 
 impl Pool {
@@ -252,30 +252,45 @@ impl Tried {
     /// How many nodes there are in it.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.labels.len()
+        usize::from(self.first.is_some()) + self.further.len()
     }
 
     /// Reports whether no node was tried yet.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
+        self.first.is_none()
     }
 
     fn contains(&self, node: &PoolNode) -> bool {
-        !self.labels.is_empty() && self.labels.binary_search(&node.label).is_ok()
+        self.first
+            .as_ref()
+            .is_some_and(|first| *first == node.label || self.further.binary_search(&node.label).is_ok())
     }
 
     /// Counts a node as tried.
     pub fn note(&mut self, node: &PoolNode) {
-        if let Err(at) = self.labels.binary_search(&node.label) {
-            self.labels.insert(at, node.label.clone());
+        match &self.first {
+            None => self.first = Some(node.label.clone()),
+            Some(first) if *first == node.label => {}
+            Some(_) => {
+                if let Err(at) = self.further.binary_search(&node.label) {
+                    self.further.insert(at, node.label.clone());
+                }
+            }
         }
     }
 }
 
 impl Picked {
     fn new(node: &PoolNode) -> Self {
-        Self { node: node.clone(), _in_flight: node.stats.assign() }
+        node.stats.assign();
+        Self { node: node.clone() }
+    }
+}
+
+impl Drop for Picked {
+    fn drop(&mut self) {
+        self.node.stats.unassign();
     }
 }
 

@@ -115,11 +115,14 @@ impl Stats {
         self.active.load(Relaxed)
     }
 
-    /// Counts in a session that was given this node, connected or not yet; the guard counts it out.
-    #[must_use]
-    pub fn assign(self: &Arc<Self>) -> InFlightGuard {
+    /// Counts in a session that was given this node, connected or not yet.
+    pub fn assign(&self) {
         self.in_flight.fetch_add(1, Relaxed);
-        InFlightGuard(self.clone())
+    }
+
+    /// Counts out what [`Self::assign`] counted in.
+    pub fn unassign(&self) {
+        self.in_flight.fetch_sub(1, Relaxed);
     }
 
     /// Sessions that were given this node and have not ended or moved on to another: what
@@ -165,16 +168,6 @@ pub struct ActiveGuard(Arc<Stats>);
 impl Drop for ActiveGuard {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Relaxed);
-    }
-}
-
-/// Holds a session in [`Stats::in_flight`] until dropped.
-#[derive(Debug)]
-pub struct InFlightGuard(Arc<Stats>);
-
-impl Drop for InFlightGuard {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
     }
 }
 

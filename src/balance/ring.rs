@@ -18,6 +18,11 @@ const MOST_POINTS: u64 = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Ring {
     points: Box<[(u32, u32)]>,
+    /// Where the points begin that share their first bits, and an end: points are spread evenly, so
+    /// that a search has some eight left to look at.
+    starts: Box<[u32]>,
+    /// Bits that do not count for `starts`.
+    shift: u32,
 }
 
 impl Ring {
@@ -37,14 +42,28 @@ impl Ring {
             points.extend((0..count).zip(hashes(label)).map(|(_, hash)| (hash, *index)));
         }
         points.sort_unstable();
-        (Self { points: points.into() }, coarse)
+        let bits = (points.len() / 8).checked_ilog2().unwrap_or(0);
+        // There are at most 2^23 points or so.
+        let start = |first: u64| points.partition_point(|(point, _)| u64::from(*point) < first);
+        let starts = (0..=1_u64 << bits)
+            .map(|place| u32::try_from(start(place << (32 - bits))).unwrap_or(u32::MAX))
+            .collect();
+        (Self { starts, shift: 32 - bits, points: points.into() }, coarse)
     }
 
     /// The nodes in the order in which a key of this hash tries them; nodes come again and again.
     pub(super) fn from(&self, hash: u32) -> impl Iterator<Item = usize> {
-        let start = self.points.partition_point(|(point, _)| *point < hash);
+        let start = self.start(hash);
         let (before, after) = self.points.split_at(start);
         after.iter().chain(before).map(|(_, index)| *index as usize)
+    }
+
+    /// The place of the first point that is not below `hash`.
+    fn start(&self, hash: u32) -> usize {
+        let place = hash.checked_shr(self.shift).unwrap_or(0) as usize;
+        let [from, to] = [place, place + 1].map(|at| self.starts.get(at).map_or(0, |start| *start as usize));
+        let near = self.points.get(from..to).unwrap_or_default();
+        from + near.partition_point(|(point, _)| *point < hash)
     }
 }
 
@@ -114,4 +133,36 @@ pub(super) fn gcd(mut a: u32, mut b: u32) -> u32 {
         (a, b) = (b, a % b);
     }
     a
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_search_finds_what_a_search_of_all_points_does() {
+        let node = |index: u16| PoolNode {
+            addr: ([127, 0, 0, 1], index).into(),
+            label: format!("127.0.0.1:{index}").into(),
+            weight: 1,
+            priority: 0,
+            stats: Arc::default(),
+        };
+        for count in [0, 1, 2, 7, 100] {
+            let nodes: Vec<_> = (0..count).map(node).collect();
+            let members: Vec<_> = (0..u32::from(count)).map(|index| (index, 1)).collect();
+            let (ring, _) = Ring::new(&nodes, &members);
+            let near = |hash: u32| [hash.wrapping_sub(1), hash, hash.wrapping_add(1)];
+            let hashes = ring.points.iter().flat_map(|(point, _)| near(*point)).chain(near(0));
+            for hash in hashes {
+                assert_eq!(
+                    ring.start(hash),
+                    ring.points.partition_point(|(point, _)| *point < hash),
+                    "{hash}"
+                );
+            }
+        }
+    }
 }
