@@ -5,6 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-4} rounds=${2:-3}
 bin=$PWD/target/release
+# Below the ephemeral ports, and another one in each run.
+base=$((20000 + $$ % 2000 * 4))
 dir=$(mktemp -d)
 pids=()
 cleanup() { kill "${pids[@]}" 2>/dev/null || true; wait 2>/dev/null || true; rm -rf "$dir"; }
@@ -17,14 +19,14 @@ read -r echo source <"$dir/ports"
 cat >"$dir/config.yaml" <<YAML
 apisix:
   proxy_mode: stream
-  stream_proxy: {tcp: ["127.0.0.1:19101", "127.0.0.1:19102"]}
+  stream_proxy: {tcp: ["127.0.0.1:$((base))", "127.0.0.1:$((base + 1))"]}
 deployment: {role: data_plane, role_data_plane: {config_provider: yaml}}
 nginx_config: {worker_processes: 1}
 YAML
 cat >"$dir/apisix.yaml" <<YAML
 stream_routes:
-  - {id: 1, server_port: 19101, upstream: {nodes: {"$echo": 1}}}
-  - {id: 2, server_port: 19102, upstream: {nodes: {"$source": 1}}}
+  - {id: 1, server_port: $((base)), upstream: {nodes: {"$echo": 1}}}
+  - {id: 2, server_port: $((base + 1)), upstream: {nodes: {"$source": 1}}}
 #END
 YAML
 cat >"$dir/nginx.conf" <<CONF
@@ -32,21 +34,21 @@ load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 worker_processes 1; daemon off; pid $dir/nginx.pid; error_log $dir/nginx.log;
 events { worker_connections 8192; }
 stream {
-  server { listen 127.0.0.1:19201; proxy_pass $echo; }
-  server { listen 127.0.0.1:19202; proxy_pass $source; }
+  server { listen 127.0.0.1:$((base + 2)); proxy_pass $echo; }
+  server { listen 127.0.0.1:$((base + 3)); proxy_pass $source; }
 }
 CONF
 "$bin/streamgate" run -c "$dir/config.yaml" 2>"$dir/gateway.log" & gateway=$!; pids+=("$gateway")
 nginx -c "$dir/nginx.conf" & master=$!; pids+=("$master")
-for port in 19101 19102 19201 19202; do
+for port in $((base)) $((base + 1)) $((base + 2)) $((base + 3)); do
   for _ in $(seq 200); do (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break; sleep 0.05; done
 done
 worker=$(pgrep -P "$master")
 
 for round in $(seq "$rounds"); do
-  for case in "connections 1 8" "requests 1 8" "bulk 2 2"; do
+  for case in "connections 0 8" "requests 0 8" "bulk 1 2"; do
     read -r mode port clients <<<"$case"
-    echo "$round streamgate $mode: $("$bin/load" "$mode" "127.0.0.1:1910$port" "$seconds" "$clients" "$gateway")"
-    echo "$round nginx      $mode: $("$bin/load" "$mode" "127.0.0.1:1920$port" "$seconds" "$clients" "$worker")"
+    echo "$round streamgate $mode: $("$bin/load" "$mode" "127.0.0.1:$((base + port))" "$seconds" "$clients" "$gateway")"
+    echo "$round nginx      $mode: $("$bin/load" "$mode" "127.0.0.1:$((base + port + 2))" "$seconds" "$clients" "$worker")"
   done
 done

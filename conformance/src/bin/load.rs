@@ -38,8 +38,8 @@ fn run(arguments: &[String]) -> Outcome {
     }
     let [mode, address, seconds, clients, pids @ ..] = arguments else { return Err(USAGE.into()) };
     let (client, unit, scale): (fn(SocketAddr, &Progress) -> io::Result<()>, _, _) = match mode.as_str() {
-        "connections" => (connections, "connection", 1.0),
-        "requests" => (requests, "request", 1.0),
+        "connections" => (connections, "connections", 1.0),
+        "requests" => (requests, "requests", 1.0),
         "bulk" => (bulk, "GB", 1e9),
         _ => return Err(USAGE.into()),
     };
@@ -61,7 +61,7 @@ fn run(arguments: &[String]) -> Outcome {
     let rate = units / seconds;
     let each = cpu / units * 1e6;
     let busy = cpu / seconds * 100.0;
-    writeln!(io::stdout(), "{rate:.1} {unit}s/s  {each:.1} us CPU each {unit}  proxy busy {busy:.0} %")?;
+    writeln!(io::stdout(), "{rate:.1} {unit}/s, {each:.1} us CPU for each, proxy busy {busy:.0} %")?;
     Ok(())
 }
 
