@@ -8,7 +8,7 @@ mod apisix;
 mod prefix_map;
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -126,29 +126,12 @@ pub struct HostPort {
     pub port: Option<u16>,
 }
 
-impl HostPort {
-    /// The socket address, where the host is an address and a port is known.
-    #[must_use]
-    pub fn socket_addr(&self) -> Option<SocketAddr> {
-        Some(SocketAddr::new(self.host.ip()?, self.port?))
-    }
-}
-
 impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.port {
             Some(port) => write!(f, "{}:{port}", self.host),
             None => self.host.fmt(f),
         }
-    }
-}
-
-/// The wildcard address of the family of `address`.
-#[must_use]
-pub fn unspecified_like(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     }
 }
 

@@ -3,12 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde_json::Value;
-
-use super::document::Document;
 use super::keyring::Keyring;
 use super::schema::Schemas;
-use super::{Key, Kind, Object, Upstream, document, misc, service, ssl, stream_route, upstream};
+use super::{Key, Kind, Object, document, misc, service, ssl, stream_route, upstream};
 use crate::config::RulesConfig;
 
 /// What decides whether an object is accepted: the part of config.yaml that matters, and the schemas.
@@ -20,7 +17,6 @@ pub struct Rules {
     pub(super) keyring: Keyring,
     pub(super) standalone: bool,
     pub(super) schemas: &'static Schemas,
-    plugins_key_counts: bool,
 }
 
 /// An accepted object.
@@ -121,14 +117,7 @@ impl Rules {
             keyring: Keyring::new(&config.keyring),
             standalone: config.standalone,
             schemas: Schemas::shared(),
-            plugins_key_counts: config.plugins_key_counts,
         }
-    }
-
-    /// Whether the `plugins` key replaces the list of enabled stream plugins.
-    #[must_use]
-    pub fn plugins_key_counts(&self) -> bool {
-        self.plugins_key_counts
     }
 
     /// The same rules with another list of enabled stream plugins, as the `plugins` key sets it
@@ -157,14 +146,5 @@ impl Rules {
             Kind::Plugins => Object::Plugins(misc::plugins(value)?),
         };
         Ok(Parsed { object, warnings: notes.warnings, unusable: notes.unusable })
-    }
-
-    /// Reads an upstream written inside something else, such as a rule of traffic-split, whose
-    /// schema has been checked already. `owner` names it in warnings.
-    #[must_use]
-    pub fn inline_upstream(&self, value: &Value, owner: &str) -> (Upstream, Vec<Remark>) {
-        let mut notes = Notes::default();
-        let upstream = upstream::inline(self, Document::from(value.clone()), owner, &mut notes);
-        (upstream, notes.warnings)
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{Batch, Changes, Entry, Event, Held, Refused, Rejected, Store};
 use crate::matcher::Order;
-use crate::resource::{Key, Kind, Object, Parsed, Remark, Rules};
+use crate::resource::{Key, Kind, Object, Parsed, Remark};
 
 impl Store {
     /// Takes a batch in. `now_unix_ms` dates refusals and holds.
@@ -177,13 +177,12 @@ impl Store {
         if !self.config.plugins_key_counts {
             return;
         }
-        let mut config = self.config.clone();
-        if let Some(Object::Plugins(names)) =
-            self.objects.get(&Key::new(Kind::Plugins, "")).map(|entry| &entry.object)
-        {
-            config.stream_plugins = names.to_vec();
-        }
-        self.rules = Rules::new(&config);
+        let list = self.objects.get(&Key::new(Kind::Plugins, "")).map(|entry| &entry.object);
+        let names = match list {
+            Some(Object::Plugins(names)) => names.clone(),
+            _ => self.config.stream_plugins.clone().into(),
+        };
+        self.rules = self.rules.with_stream_plugins(names);
         let accepted = self.objects.iter().filter_map(|(key, entry)| {
             Some((key.clone(), entry.raw.clone()?, entry.revision, entry.order.clone()))
         });
