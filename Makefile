@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BINARY := target/release/streamgate
 
-.PHONY: help deps build run test lint doc bench compose-check clean
+.PHONY: help deps build run test soak lint doc bench compose-check clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,10 @@ test: deps ## every test
 	else \
 	  cargo test --workspace --locked; \
 	fi
+
+soak: deps ## long versions of the relay's tests: 10 GB through changing flows, 100,000 connections
+	SOAK_CYCLES=5000 cargo test --release --locked --test relay changes_between -- --nocapture
+	SOAK_CYCLES=1000 cargo test --release --locked --test whole_process leave_no_descriptors -- --nocapture
 
 lint: deps ## formatting, lints, documentation
 	cargo fmt --all -- --check

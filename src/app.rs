@@ -24,7 +24,7 @@ use crate::live::{Budget, Live, NodeCounters};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::net::{bind, limits};
-use crate::proxy::{ListenError, Listens, Opened, Shared, Workers};
+use crate::proxy::{ListenError, Listens, Opened, PIPE_SIZE, Shared, Workers};
 use crate::resolve;
 use crate::session::Transport;
 use crate::snapshot::{Builder, Published};
@@ -255,7 +255,8 @@ fn shared(
     metrics: &Metrics,
 ) -> anyhow::Result<Shared> {
     let descriptors = limits::raise_descriptors().context("cannot raise the limit on descriptors")?;
-    let free = limits::for_sessions(descriptors, config.listens.len() * config.workers);
+    let pipes = limits::for_pipes(descriptors, PIPE_SIZE);
+    let free = limits::for_sessions(descriptors, config.listens.len() * config.workers + 2 * pipes);
     let sessions = config.limits.sessions.unwrap_or(free / 2);
     metrics.sessions_limit.set(crate::metrics::count(sessions));
     if config.limits.sessions.is_none() && sessions < FEW_SESSIONS {
@@ -284,6 +285,7 @@ fn shared(
         every_outcome: false,
         sessions: Budget::new(sessions),
         descriptors: Budget::new(free),
+        pipes: Budget::new(pipes),
         udp_associations,
     })
 }

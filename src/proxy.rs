@@ -5,13 +5,15 @@
 //! leaves its thread but counters and its outcome.
 //!
 //! - `worker`: what the sessions of a thread share; `accept`: connections in; `tcp`: one connection;
-//!   `relay`: its bytes; `udp`: datagrams; `record`: what a session is held to account by
+//!   `relay`: its bytes; `pipes`: what they are spliced through; `udp`: datagrams; `record`: what a
+//!   session is held to account by
 //! - `rate`: how often something may be logged
 //!
 //! [`Outcome`]: crate::session::Outcome
 
 mod accept;
 mod listens;
+mod pipes;
 mod rate;
 mod record;
 mod relay;
@@ -31,6 +33,7 @@ use crate::session::Outcome;
 use crate::snapshot::Published;
 
 pub use self::listens::{ListenError, Listens, Opened, Report};
+pub use self::pipes::SIZE as PIPE_SIZE;
 pub use self::workers::Workers;
 
 /// What all workers share.
@@ -51,6 +54,8 @@ pub struct Shared {
     pub sessions: Arc<Budget>,
     /// Descriptors that sessions may hold: two a TCP session, one a UDP association.
     pub descriptors: Arc<Budget>,
+    /// Pipes for bulk flows: two descriptors and [`PIPE_SIZE`] bytes each.
+    pub pipes: Arc<Budget>,
     /// UDP associations of the process at the same time; each worker keeps to its share.
     pub udp_associations: usize,
 }

@@ -28,6 +28,10 @@ pub struct NodeCounters {
     pub accept_aborted: Counter,
     /// `accept` failed for want of descriptors or memory, and accepting paused.
     pub accept_paused: Counter,
+    /// Times a flow turned bulk and began to be spliced.
+    pub bulk_flows: Counter,
+    /// Bulk flows that were copied because there was no pipe to splice them through.
+    pub pipes_refused: Counter,
     /// UDP associations ended to make room for new ones.
     pub udp_evicted: Counter,
     /// Datagrams from clients that could not be passed on: the send buffer was full.

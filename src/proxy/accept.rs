@@ -160,6 +160,7 @@ mod tests {
             every_outcome: false,
             sessions: Budget::new(1000),
             descriptors: Budget::new(1000),
+            pipes: Budget::new(10),
             udp_associations: 1,
         };
         Rc::new(Worker::new(shared, 1))

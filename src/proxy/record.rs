@@ -28,7 +28,7 @@ pub(super) struct Record {
     pub(super) attempts: u32,
     /// The code of the plugin that refused it.
     pub(super) denied: Option<u16>,
-    worker: Rc<Worker>,
+    pub(super) worker: Rc<Worker>,
     door: Arc<ListenStats>,
     _inside: ListenGuard,
     started: Instant,

@@ -11,20 +11,28 @@
 
 mod buffer;
 mod direction;
+mod pace;
 
 use std::future::{pending, poll_fn};
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use streamgate_sys::tcp::unacknowledged;
 use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::session::{End, Side, Traffic};
 
+pub(super) use self::direction::Lender;
 use self::direction::{Direction, Step};
+
+/// How soon it is asked again whether a peer has taken everything: at first, and at most. The kernel
+/// tells nobody.
+const LOOK_AGAIN: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(100)];
 
 /// When a relay ends by itself.
 #[derive(Clone, Copy, Debug)]
@@ -49,11 +57,12 @@ pub(super) async fn relay(
     client: &TcpStream,
     upstream: &TcpStream,
     limits: Limits,
+    lender: Lender<'_>,
     mut moved: impl FnMut(Traffic),
 ) -> Ending {
     let mut relay = Relay {
-        up: Direction::new(client, upstream),
-        down: Direction::new(upstream, client),
+        up: Direction::new(client, upstream, lender),
+        down: Direction::new(upstream, client, lender),
         first_closed: None,
         reset: None,
         resets: [None, None],
@@ -70,14 +79,34 @@ pub(super) async fn relay(
         polled
     })
     .await;
-    // Closing with no linger time sends a reset and discards what was not sent yet. A side that had
-    // closed before is not heard again: the other one has its FIN and keeps what was said before.
+    // A side that had closed before is not heard again: the other one has its FIN and keeps what was
+    // said before.
+    let until = relay.last + limits.half_closed;
     match ending.end {
-        End::ClientReset if !relay.up.is_finished() => drop(upstream.set_zero_linger()),
-        End::UpstreamReset if !relay.down.is_finished() => drop(client.set_zero_linger()),
+        End::ClientReset if !relay.up.is_finished() => pass_reset(upstream, until).await,
+        End::UpstreamReset if !relay.down.is_finished() => pass_reset(client, until).await,
         _ => {}
     }
     ending
+}
+
+/// Makes closing the stream send a reset, which discards what the peer has not taken yet: so the peer
+/// has time to take it.
+async fn pass_reset(stream: &TcpStream, until: Instant) {
+    if unacknowledged(stream.as_fd()).is_ok_and(|left| left > 0) {
+        Box::pin(taken(stream, until)).await;
+    }
+    // It fails where the peer has gone, too.
+    drop(stream.set_zero_linger());
+}
+
+/// Waits until the peer's host has everything, but no longer.
+async fn taken(stream: &TcpStream, until: Instant) {
+    let [mut pause, longest] = LOOK_AGAIN;
+    while unacknowledged(stream.as_fd()).is_ok_and(|left| left > 0) && Instant::now() < until {
+        sleep(pause).await;
+        pause = (pause * 2).min(longest);
+    }
 }
 
 /// Ready when the kernel has an error for a socket, read or not.
@@ -226,6 +255,8 @@ mod tests {
     use tokio_test::{assert_pending, assert_ready, task};
 
     use super::*;
+    use crate::live::{Budget, NodeCounters};
+    use crate::proxy::pipes::Pipes;
 
     /// Both ends of a connection.
     async fn pair() -> (TcpStream, TcpStream) {
@@ -256,7 +287,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn any_byte_puts_the_idle_end_off() {
         let ((client, near), (far, node)) = (pair().await, pair().await);
-        let mut relay = task::spawn(relay(&near, &far, LIMITS, |_| {}));
+        let (pipes, counters) = (Pipes::new(Budget::new(4)), NodeCounters::default());
+        let lender = Lender { pipes: &pipes, node: &counters };
+        let mut relay = task::spawn(relay(&near, &far, LIMITS, lender, |_| {}));
         assert_pending!(relay.poll());
         for (from, to) in [(&client, &node), (&node, &client), (&client, &node)] {
             pass(9).await;
@@ -272,7 +305,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_fin_shortens_the_wait() {
         let ((client, near), (far, node)) = (pair().await, pair().await);
-        let mut relay = task::spawn(relay(&near, &far, LIMITS, |_| {}));
+        let (pipes, counters) = (Pipes::new(Budget::new(4)), NodeCounters::default());
+        let lender = Lender { pipes: &pipes, node: &counters };
+        let mut relay = task::spawn(relay(&near, &far, LIMITS, lender, |_| {}));
         assert_pending!(relay.poll());
         pass(9).await;
         socket2::SockRef::from(&client).shutdown(std::net::Shutdown::Write).unwrap();
@@ -291,7 +326,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reset_that_cannot_be_read_shortens_the_wait() {
         let ((client, near), (far, node)) = (pair().await, pair().await);
-        let mut relay = task::spawn(relay(&near, &far, LIMITS, |_| {}));
+        let (pipes, counters) = (Pipes::new(Budget::new(4)), NodeCounters::default());
+        let lender = Lender { pipes: &pipes, node: &counters };
+        let mut relay = task::spawn(relay(&near, &far, LIMITS, lender, |_| {}));
         assert_pending!(relay.poll());
         // The node reads nothing: the client fills every buffer on the way.
         let mut still = 0;

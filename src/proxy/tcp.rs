@@ -33,7 +33,9 @@ pub(super) async fn serve(client: TcpStream, mut record: Record) {
                 half_closed: idle.min(record.listen.half_close_timeout),
                 half_close: record.listen.half_close,
             };
-            let ending = relay::relay(&client, &upstream, limits, |moved| record.moved(moved)).await;
+            let worker = record.worker.clone();
+            let lender = relay::Lender { pipes: &worker.pipes, node: &worker.shared.node };
+            let ending = relay::relay(&client, &upstream, limits, lender, |moved| record.moved(moved)).await;
             (ending.end, ending.error.map(|error| error.to_string()))
         }
         Err((end, why)) => (end, Some(why)),

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::balance::Pool;
 use crate::plugin::Decision;
 use crate::proxy::Shared;
+use crate::proxy::pipes::Pipes;
 use crate::proxy::rate::Rate;
 use crate::proxy::record::Record;
 use crate::proxy::udp::Associations;
@@ -31,6 +32,7 @@ pub(super) struct Worker {
     /// Sessions and open listens of this thread.
     pub(super) alive: Rc<Alive>,
     pub(super) udp: Associations,
+    pub(super) pipes: Pipes,
     snapshot: RefCell<SnapshotCache>,
     refused: RefCell<Rate>,
     complaints: RefCell<Rate>,
@@ -46,6 +48,7 @@ impl Worker {
             snapshot: RefCell::new(SnapshotCache(Cache::new(shared.published.clone()))),
             alive: Rc::default(),
             udp: Associations::new(associations),
+            pipes: Pipes::new(shared.pipes.clone()),
             refused: RefCell::new(Rate::new(REFUSED_DATAGRAMS_LOGGED, Duration::from_secs(1))),
             complaints: RefCell::new(Rate::new(1, Duration::from_secs(5))),
             shared,
@@ -86,6 +89,21 @@ impl Worker {
         let mut cache = self.snapshot.borrow_mut();
         let snapshot = cache.0.load();
         snapshot.pool(&snapshot.route(route)?.target).ok().cloned()
+    }
+
+    /// Once a second, as long as the worker lives: gives back what nobody uses.
+    ///
+    /// It also makes timers cheap: the runtime wakes itself, by two system calls, for a timer that is
+    /// due before all others. With a next second to wake for, no timer of a session is.
+    pub(super) async fn tidy(self: Rc<Self>) {
+        let mut second = interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            second.tick().await;
+            self.pipes.sweep();
+            // An idle worker would keep the snapshot of its last session.
+            self.snapshot.borrow_mut().0.load();
+        }
     }
 
     /// Hands an outcome on.

@@ -145,6 +145,7 @@ fn serve(runtime: LocalRuntime, worker: Worker, commands: UnboundedReceiver<Comm
 
 async fn run(worker: &Rc<Worker>, mut commands: UnboundedReceiver<Command>, watch: Watch) {
     task::spawn_local(udp::expire(worker.clone()));
+    task::spawn_local(worker.clone().tidy());
     let mut open: HashMap<u64, oneshot::Sender<oneshot::Sender<()>>> = HashMap::new();
     let (mut draining, mut ending) = (watch.clone(), watch);
     let mut idle = pin!(async {

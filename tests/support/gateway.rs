@@ -30,12 +30,13 @@ pub(crate) struct Setup {
     pub(crate) workers: usize,
     pub(crate) sessions: usize,
     pub(crate) descriptors: usize,
+    pub(crate) pipes: usize,
     pub(crate) associations: usize,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { workers: 2, sessions: 1000, descriptors: 2000, associations: 1000 }
+        Self { workers: 2, sessions: 1000, descriptors: 2000, pipes: 16, associations: 1000 }
     }
 }
 
@@ -45,6 +46,7 @@ pub(crate) struct Gateway {
     pub(crate) stats: Arc<Stats>,
     totals: Arc<Totals>,
     pub(crate) sessions: Arc<Budget>,
+    pub(crate) pipes: Arc<Budget>,
     pub(crate) runtime: Runtime,
     published: Published,
     workers: Option<Workers>,
@@ -59,7 +61,7 @@ impl Gateway {
         let (sender, outcomes) = mpsc::channel(10_000);
         let node = Arc::new(NodeCounters::default());
         let totals = Arc::<Totals>::default();
-        let sessions = Budget::new(setup.sessions);
+        let (sessions, pipes) = (Budget::new(setup.sessions), Budget::new(setup.pipes));
         let shared = Shared {
             published: published.clone(),
             node: node.clone(),
@@ -68,6 +70,7 @@ impl Gateway {
             every_outcome: true,
             sessions: sessions.clone(),
             descriptors: Budget::new(setup.descriptors),
+            pipes: pipes.clone(),
             udp_associations: setup.associations,
         };
         let drain = Drain::new();
@@ -82,6 +85,7 @@ impl Gateway {
             totals,
             stats,
             sessions,
+            pipes,
             runtime,
             published,
             workers,

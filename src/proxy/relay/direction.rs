@@ -1,31 +1,48 @@
 //! One direction of a relay: read when there is something, write until it is gone, read again.
 //!
 //! Reading begins only when the last bytes are written, so a slow receiver slows the sender down by
-//! TCP's own means and a direction never holds more than one buffer. What carries the bytes is the
-//! [`Carrier`]: a pipe for splice(2) is another variant of it.
+//! TCP's own means and a direction never holds more than one buffer or pipe, and none while it idles.
+//! Small reads are copied: that is cheaper than a pipe. A flow that keeps filling its buffer moves to
+//! a pipe and back when it calms ([`Pace`]). Splicing everything cost a fifth more on small messages.
 
 use std::io;
+use std::mem;
 use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll, ready};
 
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::pipe::{SpliceFlags, splice};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::buffer::Buffer;
+use super::pace::Pace;
+use crate::live::NodeCounters;
+use crate::proxy::pipes::{Pipe, Pipes};
 
-/// Reads in one go before others get their turn: 1 MiB.
-const ROUNDS: u32 = 16;
+/// Reads, and about as many bytes, in one go before others get their turn.
+const TURN: (u32, usize) = (16, 1 << 20);
 
 /// One direction.
 pub(super) struct Direction<'a> {
     from: &'a TcpStream,
     to: &'a TcpStream,
+    lender: Lender<'a>,
     carrier: Carrier,
+    pace: Pace,
     blocked: bool,
     finished: bool,
     moved: u64,
+}
+
+/// Who lends pipes, and where it is counted how flows move.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::proxy) struct Lender<'a> {
+    pub(in crate::proxy) pipes: &'a Pipes,
+    pub(in crate::proxy) node: &'a NodeCounters,
 }
 
 /// What holds bytes that were read and not yet written.
@@ -34,6 +51,8 @@ enum Carrier {
     Empty,
     /// Those of the buffer from `start` to `end`.
     Buffer { bytes: Buffer, start: usize, end: usize },
+    /// So many in a pipe. Dropped with them it is closed: nobody else may find them.
+    Pipe { pipe: Box<Pipe>, held: usize },
 }
 
 /// How far a direction got.
@@ -50,8 +69,9 @@ pub(super) enum Step {
 }
 
 impl<'a> Direction<'a> {
-    pub(super) fn new(from: &'a TcpStream, to: &'a TcpStream) -> Self {
-        Self { from, to, carrier: Carrier::Empty, blocked: false, finished: false, moved: 0 }
+    pub(super) fn new(from: &'a TcpStream, to: &'a TcpStream, lender: Lender<'a>) -> Self {
+        let (carrier, pace) = (Carrier::Empty, Pace::default());
+        Self { from, to, lender, carrier, pace, blocked: false, finished: false, moved: 0 }
     }
 
     /// Whose bytes these are.
@@ -67,7 +87,8 @@ impl<'a> Direction<'a> {
 
     /// Moves bytes until it has to wait, or its turn is over.
     pub(super) fn advance(&mut self, cx: &mut Context<'_>) -> Step {
-        for _ in 0..ROUNDS {
+        let (rounds, mut left) = TURN;
+        for _ in 0..rounds {
             let flushed = self.flush(cx);
             self.blocked = flushed.is_pending();
             match flushed {
@@ -75,9 +96,12 @@ impl<'a> Direction<'a> {
                 Poll::Ready(Err(error)) => return Step::WriteFailed(error),
                 Poll::Pending => return Step::Waiting,
             }
+            if left == 0 {
+                break;
+            }
             match self.fill(cx) {
-                Poll::Ready(Ok(true)) => {}
-                Poll::Ready(Ok(false)) => return Step::Closed,
+                Poll::Ready(Ok(0)) => return Step::Closed,
+                Poll::Ready(Ok(read)) => left = left.saturating_sub(read),
                 Poll::Ready(Err(error)) => return Step::ReadFailed(error),
                 Poll::Pending => return Step::Waiting,
             }
@@ -105,44 +129,114 @@ impl<'a> Direction<'a> {
 
     /// How many bytes were written since the last call.
     pub(super) fn take_moved(&mut self) -> u64 {
-        std::mem::take(&mut self.moved)
+        mem::take(&mut self.moved)
     }
 
     /// Writes what is held.
     fn flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Carrier::Buffer { bytes, start, end } = &mut self.carrier else { return Poll::Ready(Ok(())) };
-        while let Some(rest) = bytes.get(*start..*end).filter(|rest| !rest.is_empty()) {
-            ready!(self.to.poll_write_ready(cx))?;
-            let written = transfer(self.to, Interest::WRITABLE, rest.len(), || {
-                Ok(send(self.to, rest, SendFlags::NOSIGNAL)?)
-            })?;
-            let written = written.unwrap_or_default();
-            *start += written;
-            self.moved += written as u64;
+        loop {
+            let written = match &mut self.carrier {
+                Carrier::Buffer { bytes, start, end } if *start < *end => {
+                    let rest = bytes.get(*start..*end).unwrap_or_default();
+                    let send = || Ok(send(self.to, rest, SendFlags::NOSIGNAL)?);
+                    ready!(self.to.poll_write_ready(cx))?;
+                    let written = transfer(self.to, Interest::WRITABLE, rest.len(), send)?;
+                    *start += written.unwrap_or_default();
+                    written
+                }
+                Carrier::Pipe { pipe, held } if *held > 0 => {
+                    ready!(self.to.poll_write_ready(cx))?;
+                    let send = || move_pages(pipe.outlet(), self.to.as_fd(), *held);
+                    let written = transfer(self.to, Interest::WRITABLE, *held, send)?;
+                    *held -= written.unwrap_or_default();
+                    written
+                }
+                _ => break,
+            };
+            self.moved += written.unwrap_or_default() as u64;
         }
-        self.carrier = Carrier::Empty;
+        if let Carrier::Pipe { pipe, .. } = mem::replace(&mut self.carrier, Carrier::Empty) {
+            self.lender.pipes.put(pipe);
+        }
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once; false at the sender's FIN.
-    fn fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+    /// Reads once; 0 at the sender's FIN.
+    fn fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         loop {
             // Asked first, so that only a direction with something to read takes a buffer.
             ready!(self.from.poll_read_ready(cx))?;
-            let mut bytes = Buffer::take();
-            let read = transfer(self.from, Interest::READABLE, bytes.len(), || {
-                Ok(recv(self.from, &mut *bytes, RecvFlags::empty())?.0)
-            })?;
-            match read {
-                None => {}
-                Some(0) => return Poll::Ready(Ok(false)),
-                Some(end) => {
-                    self.carrier = Carrier::Buffer { bytes, start: 0, end };
-                    return Poll::Ready(Ok(true));
+            let read = match self.pipe() {
+                Some(pipe) => self.fill_pipe(pipe)?,
+                None => self.fill_buffer()?,
+            };
+            if let Some(read) = read {
+                if self.pace.note(read) {
+                    self.lender.node.bulk_flows.add_one();
                 }
+                return Poll::Ready(Ok(read));
             }
         }
     }
+
+    /// A pipe, where the flow is worth one and there is one.
+    fn pipe(&mut self) -> Option<Box<Pipe>> {
+        if !self.pace.is_bulk() {
+            return None;
+        }
+        let pipe = self.lender.pipes.take();
+        if pipe.is_none() {
+            self.lender.node.pipes_refused.add_one();
+            self.pace.refused();
+        }
+        pipe
+    }
+
+    fn fill_buffer(&mut self) -> io::Result<Option<usize>> {
+        let mut bytes = Buffer::take();
+        let read = transfer(self.from, Interest::READABLE, bytes.len(), || {
+            Ok(recv(self.from, &mut *bytes, RecvFlags::empty())?.0)
+        })?;
+        if let Some(end) = read.filter(|end| *end > 0) {
+            self.carrier = Carrier::Buffer { bytes, start: 0, end };
+        }
+        Ok(read)
+    }
+
+    fn fill_pipe(&mut self, pipe: Box<Pipe>) -> io::Result<Option<usize>> {
+        let read = self
+            .from
+            .try_io(Interest::READABLE, || move_pages(self.from.as_fd(), pipe.inlet(), pipe.capacity()));
+        let read = match read {
+            // Fewer than asked for may mean that every slot of the pipe has its small packet: only
+            // the kernel's word says that there is no more.
+            Ok(read) => Some(read),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(error) if is_unspliceable(&error) => {
+                self.pace.never();
+                None
+            }
+            Err(error) => {
+                self.lender.pipes.put(pipe);
+                return Err(error);
+            }
+        };
+        match read.filter(|read| *read > 0) {
+            Some(held) => self.carrier = Carrier::Pipe { pipe, held },
+            None => self.lender.pipes.put(pipe),
+        }
+        Ok(read)
+    }
+}
+
+/// Moves up to `wanted` bytes between a socket and a pipe, without waiting for either.
+fn move_pages(from: BorrowedFd<'_>, to: BorrowedFd<'_>, wanted: usize) -> io::Result<usize> {
+    Ok(splice(from, None, to, None, wanted, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?)
+}
+
+/// Errors that say that it is the call that is refused (splice(2), and filters of system calls).
+fn is_unspliceable(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::NOSYS | Errno::PERM))
 }
 
 /// Moves up to `wanted` bytes by one call; `None` where the socket was not ready after all. Less than
