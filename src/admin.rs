@@ -139,6 +139,7 @@ impl Admin {
     fn observe_counters(&self) {
         let (metrics, node) = (&self.metrics, &self.node);
         metrics.accept_errors.absolute(node.accept_aborted.count() + node.accept_paused.count());
+        metrics.steered.absolute(node.steered.count());
         metrics.bulk_flows.absolute(node.bulk_flows.count());
         metrics.pipes_refused.absolute(node.pipes_refused.count());
         metrics.session_limit_hits.absolute(self.totals.unrouted.ended_count(End::Limit));

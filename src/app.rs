@@ -24,7 +24,7 @@ use crate::live::{Budget, Live, NodeCounters};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::net::{bind, limits};
-use crate::proxy::{ListenError, Listens, Opened, PIPE_SIZE, Shared, Workers};
+use crate::proxy::{Crew, ListenError, Listens, Opened, PIPE_SIZE, Shared, Workers};
 use crate::resolve;
 use crate::session::Transport;
 use crate::snapshot::{Builder, Published};
@@ -86,8 +86,8 @@ impl Gateway {
 
         let shared = shared(&config, &published, totals.clone(), &metrics)?;
         let drain = Drain::new();
-        let workers =
-            Workers::start(config.workers, &shared, &drain.watch()).context("cannot start workers")?;
+        let crew = Crew { count: config.workers, pinned: config.cpu_affinity };
+        let workers = Workers::start(crew, &shared, &drain.watch()).context("cannot start workers")?;
         let listens = Listens::new(&workers, options.share_ports);
 
         let (accept_state, accepted) = mpsc::channel(1);

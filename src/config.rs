@@ -57,6 +57,8 @@ pub struct Config {
     pub status: Option<SocketAddr>,
     /// Worker threads, one core each.
     pub workers: usize,
+    /// `enable_cpu_affinity`: each worker stays on a core.
+    pub cpu_affinity: bool,
     /// `worker_shutdown_timeout`: how long QUIT lets sessions finish.
     pub shutdown_timeout: Duration,
     /// `nginx_config.stream.real_ip_from`: peers whose PROXY header replaces the client address.

@@ -105,6 +105,8 @@ metrics! {
         "Times the watch was set up again after it broke"),
     accept_errors: Counter = ("streamgate_accept_errors_total", Count,
         "Failed accepts, such as for want of descriptors"),
+    steered: Counter = ("streamgate_connections_steered_total", Count,
+        "Connections that a worker passed on to one with fewer sessions"),
     bulk_flows: Counter = ("streamgate_bulk_flows_total", Count,
         "Times a direction of a session began to be spliced instead of copied"),
     pipes_refused: Counter = ("streamgate_pipes_refused_total", Count,

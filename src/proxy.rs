@@ -4,7 +4,7 @@
 //! with a runtime each; every socket belongs to one of them, and nothing that happens to a session
 //! leaves its thread but counters and its outcome.
 //!
-//! - `worker`: what the sessions of a thread share; `accept`: connections in; `tcp`: one connection;
+//! - `worker`: what the sessions of a thread share; `accept`: connections in; `steer`: to whom; `tcp`: one connection;
 //!   `relay`: its bytes; `pipes`: what they are spliced through; `udp`: datagrams; `record`: what a
 //!   session is held to account by
 //! - `rate`: how often something may be logged
@@ -17,6 +17,7 @@ mod pipes;
 mod rate;
 mod record;
 mod relay;
+mod steer;
 mod tcp;
 mod udp;
 mod worker;
@@ -34,7 +35,7 @@ use crate::snapshot::Published;
 
 pub use self::listens::{ListenError, Listens, Opened, Report};
 pub use self::pipes::SIZE as PIPE_SIZE;
-pub use self::workers::Workers;
+pub use self::workers::{Crew, Workers};
 
 /// What all workers share.
 #[derive(Clone, Debug)]

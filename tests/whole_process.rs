@@ -133,3 +133,33 @@ fn a_process_without_free_descriptors_copies_until_there_are_some() {
     drop(node);
     gateway.ends_with(End::ClientClosed);
 }
+
+/// The cores that each worker's thread may run on, as the kernel writes them.
+fn cores_of_workers() -> Vec<String> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+    let cores = tasks.filter_map(|task| {
+        let status = fs::read_to_string(task.join("status")).ok()?;
+        let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        field("Name:")?.starts_with("worker-").then(|| field("Cpus_allowed_list:").map(str::to_owned))?
+    });
+    cores.collect()
+}
+
+#[test]
+fn pinned_workers_stay_on_one_core_each() {
+    let _alone = alone();
+    let crew = |pinned| {
+        let gateway = Gateway::start(&Setup { pinned, ..Setup::default() });
+        let cores = cores_of_workers();
+        drop(gateway.stop(Duration::ZERO));
+        cores
+    };
+    let mut pinned = crew(true);
+    assert_eq!(pinned.len(), 2);
+    assert!(pinned.iter().all(|cores| cores.parse::<usize>().is_ok()), "{pinned:?}");
+    pinned.dedup();
+    let free = crew(false);
+    let cores = thread::available_parallelism().unwrap().get();
+    assert_eq!(pinned.len(), cores.min(2), "two workers, {cores} cores: {pinned:?}");
+    assert!(free.iter().all(|all| cores == 1 || all.parse::<usize>().is_err()), "{free:?}");
+}

@@ -18,6 +18,9 @@ impl Config {
                 self.workers, new.workers
             )));
         }
+        if self.cpu_affinity != new.cpu_affinity {
+            told.push(restart("nginx_config.enable_cpu_affinity"));
+        }
         if self.source != new.source {
             told.push(restart(&format!(
                 "deployment: objects from {} instead of {}",

@@ -86,6 +86,7 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
         prometheus,
         status,
         workers: nginx::workers(root, files),
+        cpu_affinity: nginx.at("enable_cpu_affinity").boolean().unwrap_or(false),
         shutdown_timeout: nginx::shutdown_timeout(&nginx),
         real_ip_from: nginx::real_ip_from(&stream),
         log_level: nginx::log_level(&nginx),

@@ -28,6 +28,8 @@ pub struct NodeCounters {
     pub accept_aborted: Counter,
     /// `accept` failed for want of descriptors or memory, and accepting paused.
     pub accept_paused: Counter,
+    /// Connections that one worker accepted and passed on to another with fewer sessions.
+    pub steered: Counter,
     /// Times a flow turned bulk and began to be spliced.
     pub bulk_flows: Counter,
     /// Bulk flows that were copied because there was no pipe to splice them through.

@@ -1,19 +1,20 @@
 //! Connections in: fairly, without spinning when the system has nothing left to give.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::error::SendError;
 use tokio::task;
 use tokio::time;
 
 use crate::proxy::record::Record;
 use crate::proxy::tcp;
 use crate::proxy::worker::Worker;
-use crate::proxy::workers::{Closing, Door};
+use crate::proxy::workers::{Closing, Command, Door};
 use crate::session::{End, Inbound, Transport};
 
 /// Connections taken in one go before the sessions there are get their turn.
@@ -34,7 +35,10 @@ pub(super) async fn run(worker: Rc<Worker>, listener: TcpListener, door: Door, m
         match accepted {
             Ok((stream, client)) => {
                 pause = PAUSES.0;
-                admit(&worker, stream, client, &door);
+                match worker.place.loads.better(worker.place.number) {
+                    None => admit(&worker, stream, client, &door),
+                    Some(other) => pass_on(&worker, stream, client, &door, other),
+                }
             }
             Err(error) if concerns_one_connection(&error) => worker.shared.node.accept_aborted.add_one(),
             Err(error) => {
@@ -68,16 +72,30 @@ pub(super) async fn run(worker: Rc<Worker>, listener: TcpListener, door: Door, m
 fn empty(worker: &Rc<Worker>, listener: &StdListener, door: &Door) {
     loop {
         match listener.accept() {
-            Ok((stream, client)) => {
-                let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
-                match stream {
-                    Ok(stream) => admit(worker, stream, client, door),
-                    Err(_) => worker.shared.node.accept_aborted.add_one(),
-                }
-            }
+            Ok((stream, client)) => take(worker, stream, client, door),
             Err(error) if concerns_one_connection(&error) => worker.shared.node.accept_aborted.add_one(),
             Err(_) => return,
         }
+    }
+}
+
+/// Hands a connection to the worker of that number, or serves it here where that one has ended.
+fn pass_on(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, door: &Door, other: usize) {
+    let Ok(stream) = stream.into_std() else {
+        return worker.shared.node.accept_aborted.add_one();
+    };
+    let serve = Command::Serve { stream, client, door: door.clone() };
+    match worker.place.commands.get(other).map(|commands| commands.send(serve)) {
+        Some(Err(SendError(Command::Serve { stream, client, door }))) => take(worker, stream, client, &door),
+        _ => worker.shared.node.steered.add_one(),
+    }
+}
+
+/// Begins a session of a connection that this runtime does not know yet.
+pub(super) fn take(worker: &Rc<Worker>, stream: StdStream, client: SocketAddr, door: &Door) {
+    match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+        Ok(stream) => admit(worker, stream, client, door),
+        Err(_) => worker.shared.node.accept_aborted.add_one(),
     }
 }
 
@@ -107,8 +125,9 @@ fn admit(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, door: &Door
         let why = format!("sessions hold all {limit} descriptors they may have; raise LimitNOFILE");
         return record.finish(End::Limit, Some(why));
     };
+    let seat = worker.place.loads.enter(worker.place.number);
     task::spawn_local(async move {
-        let _permits = (session, descriptors);
+        let _permits = (session, descriptors, seat);
         tcp::serve(stream, record).await;
     });
 }
@@ -138,11 +157,10 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpStream as StdStream;
     use std::sync::Arc;
 
     use arc_swap::ArcSwap;
-    use tokio::runtime::{Builder, LocalOptions};
+    use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
     use tokio::sync::{mpsc, oneshot};
 
     use super::*;
@@ -150,8 +168,14 @@ mod tests {
     use crate::live::listen_stats::ListenStats;
     use crate::live::{Budget, NodeCounters};
     use crate::proxy::Shared;
+    use crate::proxy::steer::Loads;
+    use crate::proxy::worker::Place;
 
     fn worker() -> Rc<Worker> {
+        placed(Place { number: 0, loads: Loads::new(1), commands: Rc::from([]) })
+    }
+
+    fn placed(place: Place) -> Rc<Worker> {
         let shared = Shared {
             published: Arc::new(ArcSwap::default()),
             node: Arc::new(NodeCounters::default()),
@@ -163,7 +187,7 @@ mod tests {
             pipes: Budget::new(10),
             udp_associations: 1,
         };
-        Rc::new(Worker::new(shared, 1))
+        Rc::new(Worker::new(shared, place, 1))
     }
 
     fn door(addr: SocketAddr) -> Door {
@@ -184,6 +208,38 @@ mod tests {
         Door { addr, settings: Arc::new(ArcSwap::from_pointee(listen)), stats }
     }
 
+    fn runtime() -> LocalRuntime {
+        Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap()
+    }
+
+    #[test]
+    fn a_busy_worker_passes_a_connection_on_and_serves_it_when_nobody_can() {
+        let (loads, (sender, mut commands)) = (Loads::new(2), mpsc::unbounded_channel());
+        let _busy: Vec<_> = (0..100).map(|_| loads.enter(0)).collect();
+        let worker =
+            placed(Place { number: 0, loads, commands: Rc::from([mpsc::unbounded_channel().0, sender]) });
+        runtime().block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let addr = listener.local_addr().unwrap();
+            let (_close, closing) = oneshot::channel();
+            task::spawn_local(run(worker.clone(), listener, door(addr), closing));
+            let first = StdStream::connect(addr).unwrap();
+            let passed = time::timeout(Duration::from_secs(10), commands.recv()).await.unwrap().unwrap();
+            let Command::Serve { stream, client, door } = passed else { panic!("{passed:?}") };
+            assert_eq!((client, door.addr), (first.local_addr().unwrap(), addr));
+            assert_eq!(stream.peer_addr().unwrap(), client);
+            assert_eq!(worker.shared.node.steered.count(), 1);
+            drop(commands);
+            let _second = StdStream::connect(addr).unwrap();
+            let refused = async {
+                while worker.shared.totals.unrouted.ended_count(End::NoRoute) == 0 {
+                    task::yield_now().await;
+                }
+            };
+            time::timeout(Duration::from_secs(10), refused).await.expect("nobody served it");
+        });
+    }
+
     #[test]
     fn who_waits_in_the_queue_is_served_before_the_listener_closes() {
         let listener = StdListener::bind("127.0.0.1:0").unwrap();
@@ -191,8 +247,7 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         let _clients: Vec<_> = (0..50).map(|_| StdStream::connect(addr).unwrap()).collect();
         let worker = worker();
-        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-        runtime.unwrap().block_on(async {
+        runtime().block_on(async {
             let (close, closing) = oneshot::channel();
             let (closed, done) = oneshot::channel();
             close.send(closed).unwrap();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
 use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::balance::Pool;
@@ -16,7 +17,9 @@ use crate::proxy::Shared;
 use crate::proxy::pipes::Pipes;
 use crate::proxy::rate::Rate;
 use crate::proxy::record::Record;
+use crate::proxy::steer::Loads;
 use crate::proxy::udp::Associations;
+use crate::proxy::workers::Command;
 use crate::resource::Scheme;
 use crate::session::{End, Outcome};
 use crate::snapshot::Snapshot;
@@ -33,9 +36,19 @@ pub(super) struct Worker {
     pub(super) alive: Rc<Alive>,
     pub(super) udp: Associations,
     pub(super) pipes: Pipes,
+    /// Which of the workers it is, and how to reach all of them.
+    pub(super) place: Place,
     snapshot: RefCell<SnapshotCache>,
     refused: RefCell<Rate>,
     complaints: RefCell<Rate>,
+}
+
+/// A worker among the others.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) number: usize,
+    pub(super) loads: Loads,
+    pub(super) commands: Rc<[UnboundedSender<Command>]>,
 }
 
 /// Why a session got no further, with what the log shall say.
@@ -43,12 +56,13 @@ pub(super) type Refusal = (End, String);
 
 impl Worker {
     /// `associations` is this worker's share of the process's.
-    pub(super) fn new(shared: Shared, associations: usize) -> Self {
+    pub(super) fn new(shared: Shared, place: Place, associations: usize) -> Self {
         Self {
             snapshot: RefCell::new(SnapshotCache(Cache::new(shared.published.clone()))),
             alive: Rc::default(),
             udp: Associations::new(associations),
             pipes: Pipes::new(shared.pipes.clone()),
+            place,
             refused: RefCell::new(Rate::new(REFUSED_DATAGRAMS_LOGGED, Duration::from_secs(1))),
             complaints: RefCell::new(Rate::new(1, Duration::from_secs(5))),
             shared,

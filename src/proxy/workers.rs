@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 
 use arc_swap::ArcSwap;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -23,8 +24,9 @@ use crate::live::totals::Totals;
 use crate::net::bind::Listening;
 use crate::proxy::Shared;
 use crate::proxy::accept;
+use crate::proxy::steer::Loads;
 use crate::proxy::udp;
-use crate::proxy::worker::Worker;
+use crate::proxy::worker::{Place, Worker};
 
 /// The threads that serve sessions. Each holds a [`Watch`], so that `Drain::finished` waits for them.
 #[derive(Debug)]
@@ -32,6 +34,15 @@ pub struct Workers {
     commands: Vec<UnboundedSender<Command>>,
     totals: Arc<Totals>,
     threads: Vec<thread::JoinHandle<()>>,
+}
+
+/// How many workers, and where they run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Crew {
+    /// Threads; 0 counts as 1.
+    pub count: usize,
+    /// Each thread stays on one of the process's cores, in turn (`worker_cpu_affinity auto` in nginx).
+    pub pinned: bool,
 }
 
 /// What a worker is told.
@@ -43,6 +54,15 @@ pub(super) enum Command {
         /// The socket, this worker's alone.
         socket: Listening,
         /// What it serves.
+        door: Door,
+    },
+    /// Serve a connection that another worker accepted.
+    Serve {
+        /// It.
+        stream: TcpStream,
+        /// Where it comes from.
+        client: SocketAddr,
+        /// Where it came in.
         door: Door,
     },
     /// Serve what waits in the accept queue, then close.
@@ -69,6 +89,7 @@ impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Open { id, door, .. } => write!(f, "Open({id}, {})", door.addr),
+            Self::Serve { client, .. } => write!(f, "Serve({client})"),
             Self::Close { id, .. } => write!(f, "Close({id})"),
         }
     }
@@ -78,31 +99,35 @@ impl fmt::Debug for Command {
 pub(super) type Closing = oneshot::Receiver<oneshot::Sender<()>>;
 
 impl Workers {
-    /// Starts `count` threads, at least one. They end when `watch` says so: once draining, as soon
-    /// as they have neither listens nor sessions, and at its deadline in any case.
-    pub fn start(count: usize, shared: &Shared, watch: &Watch) -> io::Result<Self> {
-        let count = count.max(1);
+    /// Starts the threads. They end when `watch` says so: once draining, as soon as they have neither
+    /// listens nor sessions, and at its deadline in any case.
+    pub fn start(crew: Crew, shared: &Shared, watch: &Watch) -> io::Result<Self> {
+        let count = crew.count.max(1);
         let share = shared.udp_associations.div_ceil(count);
         let totals = shared.totals.clone();
-        let mut workers = Self { commands: Vec::new(), totals, threads: Vec::new() };
-        for number in 0..count {
-            let (sender, commands) = unbounded_channel();
+        let (loads, cores) = (Loads::new(count), if crew.pinned { cores()? } else { Vec::new() });
+        let (senders, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| unbounded_channel()).unzip();
+        let mut workers = Self { commands: senders, totals, threads: Vec::new() };
+        for (number, commands) in receivers.into_iter().enumerate() {
             let (shared, watch) = (shared.clone(), watch.clone());
+            let (loads, senders) = (loads.clone(), workers.commands.clone());
+            let core = cores.get(number % cores.len().max(1)).copied();
             // Made inside the thread, which it must not leave; this tells whether it was.
             let (ready, started) = std::sync::mpsc::sync_channel(1);
-            let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-                match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-                    Ok(runtime) => {
-                        let _ = ready.send(Ok(()));
-                        serve(runtime, Worker::new(shared, share), commands, &watch);
+            let thread =
+                thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                    match runtime(core) {
+                        Ok(runtime) => {
+                            let _ = ready.send(Ok(()));
+                            let place = Place { number, loads, commands: senders.into() };
+                            serve(runtime, Worker::new(shared, place, share), commands, &watch);
+                        }
+                        Err(error) => {
+                            let _ = ready.send(Err(error));
+                        }
                     }
-                    Err(error) => {
-                        let _ = ready.send(Err(error));
-                    }
-                }
-            })?;
+                })?;
             started.recv().map_err(io::Error::other)??;
-            workers.commands.push(sender);
             workers.threads.push(thread);
         }
         Ok(workers)
@@ -131,6 +156,22 @@ impl Workers {
             let _ = thread.join();
         }
     }
+}
+
+/// The cores the process may use.
+fn cores() -> io::Result<Vec<usize>> {
+    let allowed = sched_getaffinity(None)?;
+    Ok((0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect())
+}
+
+/// The runtime of this thread, which stays on `core` where one is given.
+fn runtime(core: Option<usize>) -> io::Result<LocalRuntime> {
+    if let Some(core) = core {
+        let mut only = CpuSet::new();
+        only.set(core);
+        sched_setaffinity(None, &only)?;
+    }
+    Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
 }
 
 /// Runs a worker to its end. The caller's `watch` outlives it: who waits for the drain may rely on
@@ -169,6 +210,7 @@ async fn run(worker: &Rc<Worker>, mut commands: UnboundedReceiver<Command>, watc
                     open.insert(id, close);
                 }
             }
+            Command::Serve { stream, client, door } => accept::take(worker, stream, client, &door),
             Command::Close { id, closed } => {
                 // Where the socket is not open, dropping `closed` tells the same.
                 if let Some(close) = open.remove(&id) {

@@ -14,7 +14,7 @@ use streamgate::live::totals::Totals;
 use streamgate::live::{Budget, NodeCounters, Stats};
 use streamgate::matcher::Rule;
 use streamgate::plugin::Plugin;
-use streamgate::proxy::{ListenError, Listens, Report, Shared, Workers};
+use streamgate::proxy::{Crew, ListenError, Listens, Report, Shared, Workers};
 use streamgate::resource::{Balancer, Scheme, Timeouts};
 use streamgate::session::{End, Outcome, Transport};
 use streamgate::snapshot::{Published, Route, Snapshot, Target};
@@ -28,6 +28,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// What a gateway may have.
 pub(crate) struct Setup {
     pub(crate) workers: usize,
+    pub(crate) pinned: bool,
     pub(crate) sessions: usize,
     pub(crate) descriptors: usize,
     pub(crate) pipes: usize,
@@ -36,7 +37,7 @@ pub(crate) struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { workers: 2, sessions: 1000, descriptors: 2000, pipes: 16, associations: 1000 }
+        Self { workers: 2, pinned: false, sessions: 1000, descriptors: 2000, pipes: 16, associations: 1000 }
     }
 }
 
@@ -74,7 +75,8 @@ impl Gateway {
             udp_associations: setup.associations,
         };
         let drain = Drain::new();
-        let workers = Workers::start(setup.workers, &shared, &drain.watch()).unwrap();
+        let crew = Crew { count: setup.workers, pinned: setup.pinned };
+        let workers = Workers::start(crew, &shared, &drain.watch()).unwrap();
         let listens = Listens::new(&workers, false);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let workers = Some(workers);
