@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time;
 
 /// Connects within `limit`, Nagle's algorithm off as nginx's `tcp_nodelay on`.
 pub async fn connect(addr: SocketAddr, limit: Duration) -> Result<TcpStream, DialError> {
-    let stream = match time::timeout(limit, TcpStream::connect(addr)).await {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = socket.map_err(DialError::System)?;
+    let stream = match time::timeout(limit, socket.connect(addr)).await {
         Ok(result) => result.map_err(DialError::System)?,
         Err(_) => return Err(DialError::TimedOut(limit)),
     };

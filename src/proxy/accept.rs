@@ -126,10 +126,7 @@ fn admit(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr, door: &Door
         return record.finish(End::Limit, Some(why));
     };
     let seat = worker.place.loads.enter(worker.place.number);
-    task::spawn_local(async move {
-        let _permits = (session, descriptors, seat);
-        tcp::serve(stream, record).await;
-    });
+    task::spawn_local(tcp::serve(stream, record, (session, descriptors, seat)));
 }
 
 /// Reports whether an error of `accept` is about the connection it would have returned: accept(2)
@@ -257,6 +254,22 @@ mod tests {
         });
         assert_eq!(worker.shared.totals.unrouted.ended_count(End::NoRoute), 50);
         assert!(StdStream::connect(addr).is_err(), "the listener is still open");
+    }
+
+    #[tokio::test]
+    async fn a_session_is_small() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (stream, worker) = (TcpStream::connect(addr).await.unwrap(), worker());
+        let record = Record::new(&worker, Inbound::new(Transport::Tcp, addr, addr), &door(addr));
+        let permits = (
+            worker.shared.sessions.take(1).unwrap(),
+            worker.shared.descriptors.take(2).unwrap(),
+            worker.place.loads.enter(0),
+        );
+        // Most sessions idle most of the time: what one keeps then is this, beside its two sockets.
+        let size = size_of_val(&tcp::serve(stream, record, permits));
+        assert!(size <= 1152, "{size} bytes");
     }
 
     #[test]

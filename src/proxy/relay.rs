@@ -53,13 +53,15 @@ pub(super) struct Ending {
 }
 
 /// Passes bytes on until both sides are done. `moved` hears of them as they move.
-pub(super) async fn relay(
-    client: &TcpStream,
-    upstream: &TcpStream,
+///
+/// Not an `async fn`: that keeps a second copy of its arguments as long as it runs.
+pub(super) fn relay<'a>(
+    client: &'a TcpStream,
+    upstream: &'a TcpStream,
     limits: Limits,
-    lender: Lender<'_>,
-    mut moved: impl FnMut(Traffic),
-) -> Ending {
+    lender: Lender<'a>,
+    mut moved: impl FnMut(Traffic) + 'a,
+) -> impl Future<Output = Ending> + 'a {
     let mut relay = Relay {
         up: Direction::new(client, upstream, lender),
         down: Direction::new(upstream, client, lender),
@@ -68,45 +70,43 @@ pub(super) async fn relay(
         resets: [None, None],
         limits,
         last: Instant::now(),
+        armed: false,
     };
-    let mut timer = pin!(sleep(limits.idle));
-    let ending = poll_fn(|cx| {
-        let polled = relay.poll(cx, timer.as_mut());
-        let traffic = Traffic { received: relay.up.take_moved(), sent: relay.down.take_moved() };
-        if traffic != Traffic::default() {
-            moved(traffic);
+    async move {
+        let mut timer = pin!(sleep(relay.limits.idle));
+        let ending = poll_fn(|cx| {
+            let polled = relay.poll(cx, timer.as_mut());
+            let traffic = Traffic { received: relay.up.take_moved(), sent: relay.down.take_moved() };
+            if traffic != Traffic::default() {
+                moved(traffic);
+            }
+            polled
+        })
+        .await;
+        // A side that had closed before is not heard again: the other one has its FIN and keeps what
+        // was said before.
+        let told = match ending.end {
+            End::ClientReset if !relay.up.is_finished() => Some(relay.down.sender()),
+            End::UpstreamReset if !relay.down.is_finished() => Some(relay.up.sender()),
+            _ => None,
+        };
+        if let Some(stream) = told {
+            Box::pin(pass_reset(stream, relay.last + relay.limits.half_closed)).await;
         }
-        polled
-    })
-    .await;
-    // A side that had closed before is not heard again: the other one has its FIN and keeps what was
-    // said before.
-    let until = relay.last + limits.half_closed;
-    match ending.end {
-        End::ClientReset if !relay.up.is_finished() => pass_reset(upstream, until).await,
-        End::UpstreamReset if !relay.down.is_finished() => pass_reset(client, until).await,
-        _ => {}
+        ending
     }
-    ending
 }
 
-/// Makes closing the stream send a reset, which discards what the peer has not taken yet: so the peer
-/// has time to take it.
+/// Makes closing the stream send a reset. That discards what the peer has not taken yet, so its host
+/// has time to take it, but no longer than `until`.
 async fn pass_reset(stream: &TcpStream, until: Instant) {
-    if unacknowledged(stream.as_fd()).is_ok_and(|left| left > 0) {
-        Box::pin(taken(stream, until)).await;
-    }
-    // It fails where the peer has gone, too.
-    drop(stream.set_zero_linger());
-}
-
-/// Waits until the peer's host has everything, but no longer.
-async fn taken(stream: &TcpStream, until: Instant) {
     let [mut pause, longest] = LOOK_AGAIN;
     while unacknowledged(stream.as_fd()).is_ok_and(|left| left > 0) && Instant::now() < until {
         sleep(pause).await;
         pause = (pause * 2).min(longest);
     }
+    // It fails where the peer has gone, too.
+    drop(stream.set_zero_linger());
 }
 
 /// Ready when the kernel has an error for a socket, read or not.
@@ -125,6 +125,8 @@ struct Relay<'a> {
     limits: Limits,
     /// When a byte moved last.
     last: Instant,
+    /// The timer knows whom to wake.
+    armed: bool,
 }
 
 impl Relay<'_> {
@@ -201,7 +203,11 @@ impl Relay<'_> {
         None
     }
 
-    fn check_limits(&self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Ending> {
+    fn check_limits(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Ending> {
+        // Bytes only put the end off: most often there is nothing to do.
+        if self.armed && !timer.is_elapsed() {
+            return Poll::Pending;
+        }
         let (limit, end) = match (self.reset, self.first_closed) {
             (Some(side), _) => (self.limits.half_closed, reset_by(side)),
             (None, Some(_)) => (self.limits.half_closed, End::HalfClosedTimeout),
@@ -214,6 +220,7 @@ impl Relay<'_> {
             }
             timer.as_mut().reset(deadline);
         }
+        self.armed = true;
         Poll::Pending
     }
 }

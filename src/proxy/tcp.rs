@@ -11,9 +11,11 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
 use crate::balance::{Pool, Tried};
+use crate::live::Permit;
 use crate::net::dial::{self, DialError};
 use crate::proxy::record::Record;
 use crate::proxy::relay;
+use crate::proxy::steer::Seat;
 use crate::proxy::worker::Refusal;
 use crate::session::End;
 
@@ -24,24 +26,32 @@ const ATTEMPTS_DESCRIBED: u32 = 4;
 /// and at most. Thousands may wait for a slow resolver.
 const LOOK_AGAIN: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(200)];
 
+/// What a session holds of the process's budgets.
+pub(super) type Permits = (Permit, Permit, Seat);
+
 /// Serves a connection to its end.
-pub(super) async fn serve(client: TcpStream, mut record: Record) {
-    let (end, detail) = match begin(&mut record).await {
-        Ok((upstream, idle)) => {
-            let limits = relay::Limits {
-                idle,
-                half_closed: idle.min(record.listen.half_close_timeout),
-                half_close: record.listen.half_close,
-            };
-            let worker = record.worker.clone();
-            let lender = relay::Lender { pipes: &worker.pipes, node: &worker.shared.node };
-            let ending = relay::relay(&client, &upstream, limits, lender, |moved| record.moved(moved)).await;
-            (ending.end, ending.error.map(|error| error.to_string()))
-        }
-        Err((end, why)) => (end, Some(why)),
-    };
-    drop(client);
-    record.finish(end, detail);
+#[expect(clippy::manual_async_fn, reason = "an async fn keeps a second copy of its arguments while it runs")]
+pub(super) fn serve(client: TcpStream, mut record: Record, permits: Permits) -> impl Future<Output = ()> {
+    async move {
+        let (end, detail) = match begin(&mut record).await {
+            Ok((upstream, idle)) => {
+                let limits = relay::Limits {
+                    idle,
+                    half_closed: idle.min(record.listen.half_close_timeout),
+                    half_close: record.listen.half_close,
+                };
+                let worker = record.worker.clone();
+                let lender = relay::Lender { pipes: &worker.pipes, node: &worker.shared.node };
+                let moved = |moved| record.moved(moved);
+                let ending = relay::relay(&client, &upstream, limits, lender, moved).await;
+                (ending.end, ending.error.map(|error| error.to_string()))
+            }
+            Err((end, why)) => (end, Some(why)),
+        };
+        drop(client);
+        record.finish(end, detail);
+        drop(permits);
+    }
 }
 
 /// A connection to a node and its idle limit, or why there is none.
@@ -50,8 +60,7 @@ async fn begin(record: &mut Record) -> Result<(TcpStream, Duration), Refusal> {
     if pool.nodes().is_empty() && pool.settings.pending {
         pool = Box::pin(resolved(pool, record)).await;
     }
-    // Boxed: connecting needs more room than relaying, and must not keep it while a session idles.
-    let upstream = Box::pin(reach(&pool, record)).await?;
+    let upstream = reach(&pool, record).await?;
     Ok((upstream, pool.settings.timeouts.idle))
 }
 
