@@ -6,6 +6,10 @@
 //! - [`tcp`] what the kernel knows of a connection
 //! - `address`: socket addresses to and from the kernel's form
 //! - `control`: control messages, read and written
+//!
+//! And what tests need: [`allocation`], an allocator that counts.
+
+pub mod allocation;
 
 mod address;
 mod control;

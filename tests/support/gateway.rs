@@ -33,11 +33,21 @@ pub(crate) struct Setup {
     pub(crate) descriptors: usize,
     pub(crate) pipes: usize,
     pub(crate) associations: usize,
+    /// Sessions that end normally are told of, too.
+    pub(crate) every_outcome: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { workers: 2, pinned: false, sessions: 1000, descriptors: 2000, pipes: 16, associations: 1000 }
+        Self {
+            workers: 2,
+            pinned: false,
+            sessions: 1000,
+            descriptors: 2000,
+            pipes: 16,
+            associations: 1000,
+            every_outcome: true,
+        }
     }
 }
 
@@ -68,7 +78,7 @@ impl Gateway {
             node: node.clone(),
             totals: totals.clone(),
             outcomes: sender,
-            every_outcome: true,
+            every_outcome: setup.every_outcome,
             sessions: sessions.clone(),
             descriptors: Budget::new(setup.descriptors),
             pipes: pipes.clone(),
