@@ -1,24 +1,53 @@
 //! A connection to a node.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use tokio::net::{TcpSocket, TcpStream};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 use tokio::time;
 
 /// Connects within `limit`, Nagle's algorithm off as nginx's `tcp_nodelay on`.
+///
+/// Not tokio's own `connect`: its future is larger than what a session keeps all its life, and it
+/// asks each socket for an error where the reactor knows that there is none.
 pub async fn connect(addr: SocketAddr, limit: Duration) -> Result<TcpStream, DialError> {
-    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-    let socket = socket.map_err(DialError::System)?;
-    let stream = match time::timeout(limit, socket.connect(addr)).await {
+    let stream = begin(addr).map_err(DialError::System)?;
+    match time::timeout(limit, poll_fn(|cx| poll_connected(&stream, cx))).await {
         Ok(result) => result.map_err(DialError::System)?,
         Err(_) => return Err(DialError::TimedOut(limit)),
-    };
-    // A connection reset at once fails here: nginx tries the next node then, too.
-    stream.set_nodelay(true).map_err(DialError::System)?;
+    }
     Ok(stream)
+}
+
+/// A socket on its way to `addr`.
+fn begin(addr: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&addr.into()) {
+        Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => Err(error),
+        _ => TcpStream::from_std(socket.into()),
+    }
+}
+
+/// Ready when the connection stands, or cannot. A connection reset at once is an error, too: nginx
+/// tries the next node then.
+fn poll_connected(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    ready!(stream.poll_write_ready(cx))?;
+    // Answers at once: one of them is there.
+    let ready = ready!(pin!(stream.ready(Interest::WRITABLE | Interest::ERROR)).poll(cx))?;
+    // A failed connection is closed and in error (EPOLLHUP, EPOLLERR); one that stands is neither.
+    if !ready.is_error() && !ready.is_write_closed() {
+        return Poll::Ready(Ok(()));
+    }
+    let error = stream.take_error()?.unwrap_or_else(|| Errno::CONNRESET.into());
+    Poll::Ready(Err(error))
 }
 
 /// Why a node was not reached.
@@ -95,5 +124,33 @@ mod tests {
         drop(listener);
         let error = connect(addr, limit).await.unwrap_err();
         assert!(error.to_string().contains("refused"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_closes_at_once_was_reached() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let closing = std::thread::spawn(move || drop(listener.accept().unwrap()));
+        let stream = connect(addr, Duration::from_secs(5)).await.unwrap();
+        closing.join().unwrap();
+        stream.readable().await.unwrap();
+        assert_eq!(stream.try_read(&mut [0]).unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_connection_reset_before_it_is_looked_at_is_an_error() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = begin(listener.local_addr().unwrap()).unwrap();
+        let (node, _) = listener.accept().unwrap();
+        socket2::SockRef::from(&node).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(node);
+        let error = poll_fn(|cx| poll_connected(&stream, cx)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn connecting_needs_little_room() {
+        let future = connect(SocketAddr::from(([127, 0, 0, 1], 1)), Duration::ZERO);
+        assert!(size_of_val(&future) <= 264, "{} bytes", size_of_val(&future));
     }
 }
