@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BINARY := target/release/streamgate
 
-.PHONY: help deps build run test soak lint doc bench compose-check clean
+.PHONY: help deps build run test soak lint doc bench bench-instructions compose-check clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,10 @@ lint: deps ## formatting, lints, documentation
 bench: build ## the numbers of docs/performance.md
 	cargo build --release --locked -p streamgate-conformance
 	benches/run.sh
+
+bench-instructions: build ## user-space instructions a connection, a request, a datagram, against benches/instructions.txt
+	cargo build --release --locked -p streamgate-conformance --bin instructions
+	target/release/instructions $(BINARY) benches/instructions.txt $(if $(UPDATE),--update)
 
 compose-check: ## docker-compose.yml reads as it should
 	docker-compose config -q
