@@ -69,6 +69,11 @@ impl Record {
         }
     }
 
+    /// When it began.
+    pub(super) fn started(&self) -> Instant {
+        self.started
+    }
+
     /// The pool its route has now, which may be newer than the one it was given.
     pub(super) fn pool_now(&self) -> Option<Arc<Pool>> {
         let (route, _) = self.route.as_ref()?;

@@ -16,7 +16,7 @@ mod pace;
 use std::future::{pending, poll_fn};
 use std::io;
 use std::os::fd::AsFd;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -52,13 +52,14 @@ pub(super) struct Ending {
     pub(super) error: Option<io::Error>,
 }
 
-/// Passes bytes on until both sides are done. `moved` hears of them as they move.
+/// Passes bytes on between client and upstream until both sides are done. `moved` hears of them as they
+/// move.
 ///
 /// Not an `async fn`: that keeps a second copy of its arguments as long as it runs.
 pub(super) fn relay<'a>(
-    client: &'a TcpStream,
-    upstream: &'a TcpStream,
+    (client, upstream): (&'a TcpStream, &'a TcpStream),
     limits: Limits,
+    mut timer: Pin<&'a mut Sleep>,
     lender: Lender<'a>,
     mut moved: impl FnMut(Traffic) + 'a,
 ) -> impl Future<Output = Ending> + 'a {
@@ -72,8 +73,8 @@ pub(super) fn relay<'a>(
         last: Instant::now(),
         armed: false,
     };
+    timer.as_mut().reset(relay.last + limits.idle);
     async move {
-        let mut timer = pin!(sleep(relay.limits.idle));
         let ending = poll_fn(|cx| {
             let polled = relay.poll(cx, timer.as_mut());
             let traffic = Traffic { received: relay.up.take_moved(), sent: relay.down.take_moved() };
@@ -258,6 +259,8 @@ fn is_disconnect(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use tokio::net::TcpListener;
     use tokio_test::{assert_pending, assert_ready, task};
 
@@ -296,7 +299,8 @@ mod tests {
         let ((client, near), (far, node)) = (pair().await, pair().await);
         let (pipes, counters) = (Pipes::new(Budget::new(4)), NodeCounters::default());
         let lender = Lender { pipes: &pipes, node: &counters };
-        let mut relay = task::spawn(relay(&near, &far, LIMITS, lender, |_| {}));
+        let timer = pin!(sleep(LIMITS.idle));
+        let mut relay = task::spawn(relay((&near, &far), LIMITS, timer, lender, |_| {}));
         assert_pending!(relay.poll());
         for (from, to) in [(&client, &node), (&node, &client), (&client, &node)] {
             pass(9).await;
@@ -314,7 +318,8 @@ mod tests {
         let ((client, near), (far, node)) = (pair().await, pair().await);
         let (pipes, counters) = (Pipes::new(Budget::new(4)), NodeCounters::default());
         let lender = Lender { pipes: &pipes, node: &counters };
-        let mut relay = task::spawn(relay(&near, &far, LIMITS, lender, |_| {}));
+        let timer = pin!(sleep(LIMITS.idle));
+        let mut relay = task::spawn(relay((&near, &far), LIMITS, timer, lender, |_| {}));
         assert_pending!(relay.poll());
         pass(9).await;
         socket2::SockRef::from(&client).shutdown(std::net::Shutdown::Write).unwrap();
@@ -335,7 +340,8 @@ mod tests {
         let ((client, near), (far, node)) = (pair().await, pair().await);
         let (pipes, counters) = (Pipes::new(Budget::new(4)), NodeCounters::default());
         let lender = Lender { pipes: &pipes, node: &counters };
-        let mut relay = task::spawn(relay(&near, &far, LIMITS, lender, |_| {}));
+        let timer = pin!(sleep(LIMITS.idle));
+        let mut relay = task::spawn(relay((&near, &far), LIMITS, timer, lender, |_| {}));
         assert_pending!(relay.poll());
         // The node reads nothing: the client fills every buffer on the way.
         let mut still = 0;

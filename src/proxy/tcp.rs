@@ -4,11 +4,12 @@
 //! read, else a FIN.
 
 use std::fmt::Write as _;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::balance::{Pool, Tried};
 use crate::live::Permit;
@@ -33,7 +34,9 @@ pub(super) type Permits = (Permit, Permit, Seat);
 #[expect(clippy::manual_async_fn, reason = "an async fn keeps a second copy of its arguments while it runs")]
 pub(super) fn serve(client: TcpStream, mut record: Record, permits: Permits) -> impl Future<Output = ()> {
     async move {
-        let (end, detail) = match begin(&mut record).await {
+        // Set when it is needed: first for connecting, then for idling.
+        let mut timer = pin!(sleep_until(record.started()));
+        let (end, detail) = match begin(&mut record, timer.as_mut()).await {
             Ok((upstream, idle)) => {
                 let limits = relay::Limits {
                     idle,
@@ -43,7 +46,7 @@ pub(super) fn serve(client: TcpStream, mut record: Record, permits: Permits) -> 
                 let worker = record.worker.clone();
                 let lender = relay::Lender { pipes: &worker.pipes, node: &worker.shared.node };
                 let moved = |moved| record.moved(moved);
-                let ending = relay::relay(&client, &upstream, limits, lender, moved).await;
+                let ending = relay::relay((&client, &upstream), limits, timer, lender, moved).await;
                 (ending.end, ending.error.map(|error| error.to_string()))
             }
             Err((end, why)) => (end, Some(why)),
@@ -55,12 +58,12 @@ pub(super) fn serve(client: TcpStream, mut record: Record, permits: Permits) -> 
 }
 
 /// A connection to a node and its idle limit, or why there is none.
-async fn begin(record: &mut Record) -> Result<(TcpStream, Duration), Refusal> {
+async fn begin(record: &mut Record, timer: Pin<&mut Sleep>) -> Result<(TcpStream, Duration), Refusal> {
     let mut pool = record.route()?;
     if pool.nodes().is_empty() && pool.settings.pending {
         pool = Box::pin(resolved(pool, record)).await;
     }
-    let upstream = reach(&pool, record).await?;
+    let upstream = reach(&pool, record, timer).await?;
     Ok((upstream, pool.settings.timeouts.idle))
 }
 
@@ -80,7 +83,7 @@ async fn resolved(mut pool: Arc<Pool>, record: &Record) -> Arc<Pool> {
 }
 
 /// Tries nodes until one answers (`apisix/balancer.lua:436-488`).
-async fn reach(pool: &Pool, record: &mut Record) -> Result<TcpStream, Refusal> {
+async fn reach(pool: &Pool, record: &mut Record, mut timer: Pin<&mut Sleep>) -> Result<TcpStream, Refusal> {
     let settings = &pool.settings;
     let (mut tried, mut failures) = (Tried::default(), String::new());
     let began = Instant::now();
@@ -91,7 +94,7 @@ async fn reach(pool: &Pool, record: &mut Record) -> Result<TcpStream, Refusal> {
         let node = picked.node.clone();
         record.attempt(picked);
         let started = Instant::now();
-        match dial::connect(node.addr, settings.timeouts.connect).await {
+        match dial::connect(node.addr, settings.timeouts.connect, timer.as_mut()).await {
             Ok(stream) => {
                 record.connected(started.elapsed());
                 record.count_connect();

@@ -18,7 +18,7 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::buffer::Buffer;
+use super::buffer::{self, Buffer};
 use super::pace::Pace;
 use crate::live::NodeCounters;
 use crate::proxy::pipes::{Pipe, Pipes};
@@ -139,13 +139,11 @@ impl<'a> Direction<'a> {
                 Carrier::Buffer { bytes, start, end } if *start < *end => {
                     let rest = bytes.get(*start..*end).unwrap_or_default();
                     let send = || Ok(send(self.to, rest, SendFlags::NOSIGNAL)?);
-                    ready!(self.to.poll_write_ready(cx))?;
                     let written = transfer(self.to, Interest::WRITABLE, rest.len(), send)?;
                     *start += written.unwrap_or_default();
                     written
                 }
                 Carrier::Pipe { pipe, held } if *held > 0 => {
-                    ready!(self.to.poll_write_ready(cx))?;
                     let send = || move_pages(pipe.outlet(), self.to.as_fd(), *held);
                     let written = transfer(self.to, Interest::WRITABLE, *held, send)?;
                     *held -= written.unwrap_or_default();
@@ -153,7 +151,10 @@ impl<'a> Direction<'a> {
                 }
                 _ => break,
             };
-            self.moved += written.unwrap_or_default() as u64;
+            match written {
+                Some(written) => self.moved += written as u64,
+                None => ready!(self.to.poll_write_ready(cx))?,
+            }
         }
         if let Carrier::Pipe { pipe, .. } = mem::replace(&mut self.carrier, Carrier::Empty) {
             self.lender.pipes.put(pipe);
@@ -164,8 +165,10 @@ impl<'a> Direction<'a> {
     /// Reads once; 0 at the sender's FIN.
     fn fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         loop {
-            // Asked first, so that only a direction with something to read takes a buffer.
-            ready!(self.from.poll_read_ready(cx))?;
+            if self.pace.is_bulk() {
+                // Asked first, so that only a flow with something to read takes a pipe.
+                ready!(self.from.poll_read_ready(cx))?;
+            }
             let read = match self.pipe() {
                 Some(pipe) => self.fill_pipe(pipe)?,
                 None => self.fill_buffer()?,
@@ -176,6 +179,7 @@ impl<'a> Direction<'a> {
                 }
                 return Poll::Ready(Ok(read));
             }
+            ready!(self.from.poll_read_ready(cx))?;
         }
     }
 
@@ -193,14 +197,15 @@ impl<'a> Direction<'a> {
     }
 
     fn fill_buffer(&mut self) -> io::Result<Option<usize>> {
-        let mut bytes = Buffer::take();
-        let read = transfer(self.from, Interest::READABLE, bytes.len(), || {
-            Ok(recv(self.from, &mut *bytes, RecvFlags::empty())?.0)
-        })?;
-        if let Some(end) = read.filter(|end| *end > 0) {
-            self.carrier = Carrier::Buffer { bytes, start: 0, end };
-        }
-        Ok(read)
+        // The call is only made where there is something to read: an idle direction takes no buffer.
+        transfer(self.from, Interest::READABLE, buffer::SIZE, || {
+            let mut bytes = Buffer::take();
+            let (_, end) = recv(self.from, &mut *bytes, RecvFlags::empty())?;
+            if end > 0 {
+                self.carrier = Carrier::Buffer { bytes, start: 0, end };
+            }
+            Ok(end)
+        })
     }
 
     fn fill_pipe(&mut self, pipe: Box<Pipe>) -> io::Result<Option<usize>> {
@@ -239,7 +244,7 @@ fn is_unspliceable(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::NOSYS | Errno::PERM))
 }
 
-/// Moves up to `wanted` bytes by one call; `None` where the socket was not ready after all. Less than
+/// Moves up to `wanted` bytes by one call; `None` where the socket is not ready. Less than
 /// wanted says the same of the next call, which is then not made (epoll(7), question 9).
 fn transfer(
     socket: &TcpStream,
