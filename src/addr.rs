@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-pub use prefix_map::PrefixMap;
+pub use prefix_map::{Contents, PrefixMap};
 
 /// A set of addresses: one address or one network. Host bits are cut off, so that
 /// `10.1.2.3/24` and `10.1.2.0/24` are equal.

@@ -6,7 +6,7 @@
 //! I/O, read no clock and spawn nothing.
 //!
 //! - [`addr`] networks and `host:port`; [`sni`] server names; [`number`] numbers as Lua reads them;
-//!   [`drain`] the stop signal; [`metrics`] what a node counts
+//!   [`persistent`] collections whose clones share; [`drain`] the stop signal; [`metrics`] what a node counts
 //! - [`session`] what is known of a client and how its session ended
 //! - [`live`] statistics that outlive snapshots
 //! - [`config`] config.yaml; [`expr`] filter expressions; [`flow`] the table of UDP associations
@@ -35,6 +35,7 @@ pub mod matcher;
 pub mod metrics;
 pub mod net;
 pub mod number;
+pub mod persistent;
 pub mod plugin;
 pub mod proxy;
 pub mod resolve;

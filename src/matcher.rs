@@ -12,12 +12,11 @@ use std::sync::Arc;
 
 mod analysis;
 mod explain;
-mod persistent;
 mod tier;
 
 use crate::addr::IpMatcher;
+use crate::persistent::Map;
 use crate::sni::SniPattern;
-use persistent::Map;
 use tier::{Entry, Record, Tier};
 
 pub use analysis::{Overlaps, Shadowed};

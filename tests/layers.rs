@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The rows of the table, bottom up: a module may name modules of earlier rows only.
 const ROWS: &[&[&str]] = &[
-    &["number"],
+    &["number", "persistent"],
     &["addr", "sni", "drain", "metrics"],
     &["session"],
     &["proxy_protocol", "live"],

@@ -7,73 +7,98 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::net::IpAddr;
-use std::slice;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::persistent::Sorted;
+
 /// Values by network. A clone is cheap and shares all that is not changed afterwards.
 ///
 /// The order of `T` decides which of several values that hold an address is the answer. Each value
-/// is compared and copied often: it should be small, such as a pointer with its place.
+/// is compared and copied often: it should be small, such as a pointer with its place. What is kept
+/// for one network is a `C`: values, or a map by another address.
 #[derive(Clone)]
-pub struct PrefixMap<T> {
-    every: Values<T>,
-    v4: Link<u32, T>,
-    v6: Link<u128, T>,
+pub struct PrefixMap<T, C = Sorted<T>> {
+    every: C,
+    v4: Link<u32, T, C>,
+    v6: Link<u128, T, C>,
 }
 
-type Link<B, T> = Option<Arc<Node<B, T>>>;
+type Link<B, T, C> = Option<Arc<Node<B, T, C>>>;
 
 #[derive(Clone)]
-struct Node<B, T> {
+struct Node<B, T, C> {
     prefix: Prefix<B>,
-    /// Of the values here and in both children.
+    /// Of what is here and in both children.
     least: T,
-    /// Those of exactly this network; none where the node only forks.
-    values: Values<T>,
-    children: [Link<B, T>; 2],
+    /// What belongs to exactly this network; empty where the node only forks.
+    contents: C,
+    children: [Link<B, T, C>; 2],
 }
 
-/// Values of one network, ascending. Nearly always there is at most one, which then needs no heap.
-#[derive(Clone)]
-enum Values<T> {
-    None,
-    One(T),
-    Many(Vec<T>),
+/// What can be kept for one network.
+pub trait Contents<T>: Clone + Default {
+    /// The least value in it.
+    fn first(&self) -> Option<&T>;
+    /// Adds all values to `found`.
+    fn collect<'a>(&'a self, found: &mut Vec<&'a T>);
 }
 
-impl<T> Default for PrefixMap<T> {
-    fn default() -> Self {
-        Self { every: Values::None, v4: None, v6: None }
+impl<T: Clone> Contents<T> for Sorted<T> {
+    fn first(&self) -> Option<&T> {
+        self.first()
+    }
+
+    fn collect<'a>(&'a self, found: &mut Vec<&'a T>) {
+        self.collect(found);
     }
 }
 
-impl<T: fmt::Debug> fmt::Debug for PrefixMap<T> {
+impl<T: Clone + Ord, C: Contents<T>> Contents<T> for PrefixMap<T, C> {
+    fn first(&self) -> Option<&T> {
+        let v4 = self.v4.as_ref().map(|node| &node.least);
+        let v6 = self.v6.as_ref().map(|node| &node.least);
+        self.every.first().into_iter().chain(v4).chain(v6).min()
+    }
+
+    fn collect<'a>(&'a self, found: &mut Vec<&'a T>) {
+        self.every.collect(found);
+        collect(&self.v4, found);
+        collect(&self.v6, found);
+    }
+}
+
+impl<T, C: Default> Default for PrefixMap<T, C> {
+    fn default() -> Self {
+        Self { every: C::default(), v4: None, v6: None }
+    }
+}
+
+impl<T: Clone + Ord + fmt::Debug, C: Contents<T>> fmt::Debug for PrefixMap<T, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.iter()).finish()
     }
 }
 
-impl<T> PrefixMap<T> {
+impl<T: Clone + Ord, C: Contents<T>> PrefixMap<T, C> {
     /// Reports whether nothing is inside.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.every.as_slice().is_empty() && self.v4.is_none() && self.v6.is_none()
+        self.every.first().is_none() && self.v4.is_none() && self.v6.is_none()
     }
 
     /// All values, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        let mut found: Vec<&T> = self.every.as_slice().iter().collect();
-        collect(&self.v4, &mut found);
-        collect(&self.v6, &mut found);
+        let mut found = Vec::new();
+        self.collect(&mut found);
         found.into_iter()
     }
 
     /// All values whose network has an address in common with `net`; `None` is every address.
     pub fn meeting(&self, net: Option<IpNet>) -> impl Iterator<Item = &T> {
-        let mut found: Vec<&T> = self.every.as_slice().iter().collect();
+        let mut found = Vec::new();
+        self.every.collect(&mut found);
         match net {
             None => {
                 collect(&self.v4, &mut found);
@@ -84,53 +109,49 @@ impl<T> PrefixMap<T> {
         }
         found.into_iter()
     }
+
+    /// Changes what is kept for the addresses of `net`, or for every address of both families.
+    pub fn edit<R>(&mut self, net: Option<IpNet>, edit: impl FnOnce(&mut C) -> R) -> R {
+        match net {
+            None => edit(&mut self.every),
+            Some(IpNet::V4(net)) => change(&mut self.v4, net.into(), edit),
+            Some(IpNet::V6(net)) => change(&mut self.v6, net.into(), edit),
+        }
+    }
+
+    /// The least of `best` and what `look` finds in each network that holds all of `net`; `None` is
+    /// every address of both families. `look` is given the least found before it.
+    pub fn least_by<'a>(
+        &'a self,
+        net: Option<IpNet>,
+        best: Option<&'a T>,
+        look: impl Fn(&'a C, Option<&'a T>) -> Option<&'a T>,
+    ) -> Option<&'a T> {
+        let best = look(&self.every, best);
+        match net {
+            None => best,
+            Some(IpNet::V4(net)) => least(&self.v4, net.into(), best, look),
+            Some(IpNet::V6(net)) => least(&self.v6, net.into(), best, look),
+        }
+    }
 }
 
 impl<T: Clone + Ord> PrefixMap<T> {
     /// Adds a value for the addresses of `net`, or for every address of both families.
     pub fn insert(&mut self, net: Option<IpNet>, value: T) {
-        match net {
-            None => self.every.insert(value),
-            Some(IpNet::V4(net)) => insert(&mut self.v4, net.into(), value),
-            Some(IpNet::V6(net)) => insert(&mut self.v6, net.into(), value),
-        }
+        self.edit(net, |values| values.insert(value));
     }
 
-    /// Takes out the value of `net` that `probe` finds equal. `probe` says how a value compares to
-    /// the sought one, as in [`slice::binary_search_by`].
+    /// Takes out a value of `net` that `probe` finds equal. `probe` says how a value compares to the
+    /// sought one, as in [`slice::binary_search_by`].
     pub fn remove(&mut self, net: Option<IpNet>, probe: impl Fn(&T) -> Ordering) -> Option<T> {
-        match net {
-            None => self.every.remove(&probe),
-            Some(IpNet::V4(net)) => remove(&mut self.v4, net.into(), &probe),
-            Some(IpNet::V6(net)) => remove(&mut self.v6, net.into(), &probe),
-        }
+        self.edit(net, |values| values.remove(&probe))
     }
 
-    /// The least value that `accept` takes among those whose network holds `address` and `below`,
-    /// which is what other maps have given before. A refused value gives way to the next in order.
-    pub fn least<'a>(
-        &'a self,
-        address: IpAddr,
-        below: Option<&'a T>,
-        accept: impl Fn(&T) -> bool,
-    ) -> Option<&'a T> {
-        self.least_around(Some(address.into()), below, accept)
-    }
-
-    /// Like [`Self::least`], among the values whose network holds all of `net`; `None` is every
-    /// address of both families.
-    pub fn least_around<'a>(
-        &'a self,
-        net: Option<IpNet>,
-        below: Option<&'a T>,
-        accept: impl Fn(&T) -> bool,
-    ) -> Option<&'a T> {
-        let best = self.every.least(below, &accept);
-        match net {
-            None => best,
-            Some(IpNet::V4(net)) => least(&self.v4, net.into(), best, &accept),
-            Some(IpNet::V6(net)) => least(&self.v6, net.into(), best, &accept),
-        }
+    /// The least of `best` and the values whose network holds all of `net`; `None` is every address
+    /// of both families.
+    pub fn least<'a>(&'a self, net: Option<IpNet>, best: Option<&'a T>) -> Option<&'a T> {
+        self.least_by(net, best, |values, best| best.into_iter().chain(values.first()).min())
     }
 }
 
@@ -200,128 +221,77 @@ impl<B: Bits> Prefix<B> {
     }
 }
 
-impl<T> Values<T> {
-    fn as_slice(&self) -> &[T] {
-        match self {
-            Self::None => &[],
-            Self::One(value) => slice::from_ref(value),
-            Self::Many(values) => values,
-        }
-    }
-}
-
-impl<T: Ord> Values<T> {
-    fn insert(&mut self, value: T) {
-        *self = match std::mem::replace(self, Self::None) {
-            Self::None => Self::One(value),
-            Self::One(other) if other <= value => Self::Many(vec![other, value]),
-            Self::One(other) => Self::Many(vec![value, other]),
-            Self::Many(mut values) => {
-                values.insert(values.partition_point(|other| *other <= value), value);
-                Self::Many(values)
-            }
-        }
-    }
-
-    fn remove(&mut self, probe: &impl Fn(&T) -> Ordering) -> Option<T> {
-        let at = self.as_slice().binary_search_by(probe).ok()?;
-        let (rest, taken) = match std::mem::replace(self, Self::None) {
-            Self::None => return None,
-            Self::One(value) => (Self::None, value),
-            Self::Many(mut values) => {
-                let taken = values.remove(at);
-                let rest = if values.len() == 1 { values.pop() } else { None };
-                (rest.map_or(Self::Many(values), Self::One), taken)
-            }
-        };
-        *self = rest;
-        Some(taken)
-    }
-
-    fn least<'a>(&'a self, below: Option<&'a T>, accept: &impl Fn(&T) -> bool) -> Option<&'a T> {
-        let less = |value: &&T| below.is_none_or(|below| *value < below);
-        self.as_slice().iter().take_while(less).find(|value| accept(value)).or(below)
-    }
-}
-
-impl<B: Bits, T: Clone + Ord> Node<B, T> {
-    fn leaf(prefix: Prefix<B>, value: T) -> Self {
-        Self { prefix, least: value.clone(), values: Values::One(value), children: [None, None] }
-    }
-
+impl<B: Bits, T: Clone + Ord, C: Contents<T>> Node<B, T, C> {
     /// A node of fewer bits that has only `child` below.
     fn fork(child: Arc<Self>, length: u8) -> Self {
         let side = child.prefix.bits.bit(length);
         let mut fork = Self {
             prefix: child.prefix.first(length),
             least: child.least.clone(),
-            values: Values::None,
+            contents: C::default(),
             children: [None, None],
         };
         fork.children[side] = Some(child);
         fork
     }
 
+    /// Edits what belongs to `prefix`, which this node holds.
+    fn change<R>(&mut self, prefix: Prefix<B>, edit: impl FnOnce(&mut C) -> R) -> R {
+        if self.prefix.length == prefix.length {
+            edit(&mut self.contents)
+        } else {
+            change(&mut self.children[prefix.bits.bit(self.prefix.length)], prefix, edit)
+        }
+    }
+
     /// The least of what is here and below, where anything is.
     fn measured(&self) -> Option<&T> {
         let below = self.children.iter().flatten().map(|child| &child.least);
-        self.values.as_slice().first().into_iter().chain(below).min()
+        self.contents.first().into_iter().chain(below).min()
     }
 }
 
-fn insert<B: Bits, T: Clone + Ord>(link: &mut Link<B, T>, prefix: Prefix<B>, value: T) {
+/// Edits what belongs to `prefix`, in a new node where there is none. No node stays that is of no use.
+fn change<B: Bits, T: Clone + Ord, C: Contents<T>, R>(
+    link: &mut Link<B, T, C>,
+    prefix: Prefix<B>,
+    edit: impl FnOnce(&mut C) -> R,
+) -> R {
     if let Some(node) = link.take_if(|node| !node.prefix.holds(prefix)) {
         let length = node.prefix.common(prefix);
         *link = Some(Arc::new(Node::fork(node, length)));
     }
     let Some(node) = link else {
-        *link = Some(Arc::new(Node::leaf(prefix, value)));
-        return;
+        let mut contents = C::default();
+        let done = edit(&mut contents);
+        let least = contents.first().cloned();
+        *link = least.map(|least| Arc::new(Node { prefix, least, contents, children: [None, None] }));
+        return done;
     };
     let node = Arc::make_mut(node);
-    if value < node.least {
-        node.least = value.clone();
-    }
-    if node.prefix.length == prefix.length {
-        node.values.insert(value);
-    } else {
-        insert(&mut node.children[prefix.bits.bit(node.prefix.length)], prefix, value);
-    }
-}
-
-fn remove<B: Bits, T: Clone + Ord>(
-    link: &mut Link<B, T>,
-    prefix: Prefix<B>,
-    probe: &impl Fn(&T) -> Ordering,
-) -> Option<T> {
-    let node = Arc::make_mut(link.as_mut().filter(|node| node.prefix.holds(prefix))?);
-    let taken = if node.prefix.length == prefix.length {
-        node.values.remove(probe)?
-    } else {
-        remove(&mut node.children[prefix.bits.bit(node.prefix.length)], prefix, probe)?
-    };
-    // A node without values of its own is there to fork: with one child left it has no use.
+    let done = node.change(prefix, edit);
+    // A node without contents is there to fork: with one child left it has no use.
     let forks = node.children.iter().flatten().count() == 2;
-    if matches!(node.values, Values::None) && !forks {
+    if !forks && node.contents.first().is_none() {
         let [zero, one] = &mut node.children;
         *link = zero.take().or(one.take());
-    } else if let Some(least) = node.measured().cloned() {
+    } else if let Some(least) = node.measured().filter(|least| **least != node.least).cloned() {
         node.least = least;
     }
-    Some(taken)
+    done
 }
 
-fn least<'a, B: Bits, T: Ord>(
-    mut link: &'a Link<B, T>,
+fn least<'a, B: Bits, T: Ord, C>(
+    mut link: &'a Link<B, T, C>,
     prefix: Prefix<B>,
     mut best: Option<&'a T>,
-    accept: &impl Fn(&T) -> bool,
+    look: impl Fn(&'a C, Option<&'a T>) -> Option<&'a T>,
 ) -> Option<&'a T> {
     while let Some(node) = link {
         if !node.prefix.holds(prefix) || best.is_some_and(|best| *best <= node.least) {
             break;
         }
-        best = node.values.least(best, accept);
+        best = look(&node.contents, best);
         if node.prefix.length == prefix.length {
             break;
         }
@@ -330,14 +300,18 @@ fn least<'a, B: Bits, T: Ord>(
     best
 }
 
-fn collect<'a, B, T>(link: &'a Link<B, T>, found: &mut Vec<&'a T>) {
+fn collect<'a, B, T, C: Contents<T>>(link: &'a Link<B, T, C>, found: &mut Vec<&'a T>) {
     if let Some(node) = link {
-        found.extend(node.values.as_slice());
+        node.contents.collect(found);
         node.children.iter().for_each(|child| collect(child, found));
     }
 }
 
-fn meet<'a, B: Bits, T>(mut link: &'a Link<B, T>, prefix: Prefix<B>, found: &mut Vec<&'a T>) {
+fn meet<'a, B: Bits, T, C: Contents<T>>(
+    mut link: &'a Link<B, T, C>,
+    prefix: Prefix<B>,
+    found: &mut Vec<&'a T>,
+) {
     while let Some(node) = link {
         if prefix.holds(node.prefix) {
             return collect(link, found);
@@ -345,7 +319,7 @@ fn meet<'a, B: Bits, T>(mut link: &'a Link<B, T>, prefix: Prefix<B>, found: &mut
         if !node.prefix.holds(prefix) {
             return;
         }
-        found.extend(node.values.as_slice());
+        node.contents.collect(found);
         link = &node.children[prefix.bits.bit(node.prefix.length)];
     }
 }
@@ -376,13 +350,13 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(map: &PrefixMap<u16>, rules: &[Rule], asked: Option<IpNet>, accept: impl Fn(&u16) -> bool) {
-        let around = |(net, value): &&Rule| holds(*net, asked) && accept(value);
+    fn check(map: &PrefixMap<u16>, rules: &[Rule], asked: Option<IpNet>) {
+        let around = |(net, _): &&Rule| holds(*net, asked);
         let expected = rules.iter().filter(around).map(|(_, value)| value).min();
-        assert_eq!(map.least_around(asked, None, &accept), expected, "{asked:?} in {rules:?}");
+        assert_eq!(map.least(asked, None), expected, "{asked:?} in {rules:?}");
         let bound = 7;
         let expected = expected.map_or(&bound, |found| found.min(&bound));
-        assert_eq!(map.least_around(asked, Some(&bound), &accept), Some(expected));
+        assert_eq!(map.least(asked, Some(&bound)), Some(expected));
 
         let meets = |(net, _): &&Rule| holds(*net, asked) || holds(asked, *net);
         let mut expected: Vec<_> = rules.iter().filter(meets).map(|(_, value)| *value).collect();
@@ -412,9 +386,8 @@ mod tests {
                 }
             }
             for net in asked {
-                check(&map, &left, net, |_| true);
-                check(&map, &left, net, |value| value % 3 == 0);
-                check(&before, &rules, net, |_| true);
+                check(&map, &left, net);
+                check(&before, &rules, net);
             }
             prop_assert_eq!(map.iter().count(), left.len());
             for (net, value) in left {
@@ -425,10 +398,10 @@ mod tests {
     }
 
     /// How many nodes there are, and how many of them fork without values.
-    fn nodes<B, T>(link: &Link<B, T>) -> (usize, usize) {
+    fn nodes<B, T: Clone>(link: &Link<B, T, Sorted<T>>) -> (usize, usize) {
         link.as_ref().map_or((0, 0), |node| {
             let below = node.children.iter().map(nodes).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-            (below.0 + 1, below.1 + usize::from(node.values.as_slice().is_empty()))
+            (below.0 + 1, below.1 + usize::from(node.contents.first().is_none()))
         })
     }
 
@@ -442,7 +415,7 @@ mod tests {
         assert_eq!(map.remove(net("10.0.0.0/24"), |value| value.cmp(&1)), Some(1));
         assert_eq!(nodes(&map.v4), (1, 0));
         assert_eq!(map.remove(net("10.0.1.0/25"), |value| value.cmp(&2)), None);
-        assert_eq!(map.least("10.0.1.200".parse().unwrap(), None, |_| true), Some(&2));
+        assert_eq!(map.least(net("10.0.1.200/32"), None), Some(&2));
     }
 
     #[test]
@@ -451,6 +424,6 @@ mod tests {
         map.insert(None, 5);
         assert_eq!(map.remove(None, |value| value.cmp(&4)), None);
         assert_eq!(map.remove(Some("::/0".parse().unwrap()), |value| value.cmp(&5)), None);
-        assert_eq!(map.least("::1".parse().unwrap(), None, |_| true), Some(&5));
+        assert_eq!(map.least(Some("::1/128".parse().unwrap()), None), Some(&5));
     }
 }

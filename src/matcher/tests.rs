@@ -86,18 +86,32 @@ fn any_query() -> impl Strategy<Value = Query<'static>> {
 }
 
 /// Orders whose first eight bytes are often equal.
-fn any_rules() -> impl Strategy<Value = Rules> {
-    prop::collection::btree_map("(00000000)?[0-9]{1,3}", any_rule(), 0..50).prop_map(|rules| {
+fn rules(rule: impl Strategy<Value = Rule>, most: usize) -> impl Strategy<Value = Rules> {
+    prop::collection::btree_map("(00000000)?[0-9]{1,3}", rule, 0..most).prop_map(|rules| {
         let numbered = rules.into_iter().zip(0..);
         numbered.map(|((id, rule), value)| (order(&id), rule, value)).collect()
     })
+}
+
+/// Rules of all kinds, and rules that differ in one condition at most: all in one place of the index.
+fn any_rules() -> impl Strategy<Value = Rules> {
+    let rule = |remote_addr, server_addr| Rule { remote_addr, server_addr, ..rule("", "", 2, &[]) };
+    let same = Just(rule(None, None));
+    let clients = net().prop_map(move |net| rule(net, None));
+    let locals = net().prop_map(move |net| rule(None, net));
+    prop_oneof![
+        4 => rules(any_rule(), 50),
+        1 => rules(same, 150),
+        1 => rules(clients, 100),
+        1 => rules(locals, 100),
+    ]
 }
 
 proptest! {
     #[test]
     fn finds_what_a_scan_finds(
         rules in any_rules(),
-        gone in prop::collection::vec(any::<prop::sample::Index>(), 0..50),
+        gone in prop::collection::vec(any::<prop::sample::Index>(), 0..150),
         queries in prop::collection::vec(any_query(), 1..40),
     ) {
         let mut matcher = Matcher::default();

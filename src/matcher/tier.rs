@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::persistent::Map;
 use super::{Order, Query, Rule};
-use crate::addr::IpMatcher;
-use crate::addr::PrefixMap;
+use crate::addr::{IpMatcher, PrefixMap};
+use crate::persistent::Map;
 
 /// One rule with its value, as all tiers share it.
 #[derive(Debug)]
@@ -63,38 +62,27 @@ fn head(Order(bytes): &Order) -> u64 {
     bytes.iter().chain(std::iter::repeat(&0)).take(8).fold(0, |head, byte| head << 8 | u64::from(*byte))
 }
 
+/// Rules by client network.
+type Clients<T> = PrefixMap<Entry<T>>;
+/// The same by local network.
+type Locals<T> = PrefixMap<Entry<T>, Clients<T>>;
+
 /// The rules of one server-name pattern, or those of none.
 #[derive(Clone, Debug)]
 pub(super) struct Tier<T> {
-    /// What is stored under a place, and how many rules; few, as most rules look alike.
-    shapes: Vec<(Shape, usize)>,
-    clients: Map<Place, PrefixMap<Entry<T>>>,
-}
-
-/// Where the rules of one port and local network are.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-struct Place {
-    port: Option<u16>,
-    server: Option<IpMatcher>,
-}
-
-/// What a place asks for. A query looks at one place for each shape that occurs.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Shape {
-    port: bool,
-    /// Family and mask length of the local network.
-    server: Option<(bool, u8)>,
+    any_port: Locals<T>,
+    ports: Map<u16, Locals<T>>,
 }
 
 impl<T> Default for Tier<T> {
     fn default() -> Self {
-        Self { shapes: Vec::new(), clients: Map::default() }
+        Self { any_port: Locals::default(), ports: Map::default() }
     }
 }
 
 impl<T> Tier<T> {
     pub(super) fn is_empty(&self) -> bool {
-        self.shapes.is_empty()
+        self.any_port.is_empty() && self.ports.is_empty()
     }
 
     /// The first rule that holds; the server name is the caller's business.
@@ -109,85 +97,47 @@ impl<T> Tier<T> {
     }
 
     fn least(&self, port: Option<u16>, server: Option<IpNet>, client: Option<IpNet>) -> Option<&Entry<T>> {
-        let mut best = None;
-        for (shape, _) in &self.shapes {
-            if let Some(place) = shape.place(port, server)
-                && let Some(clients) = self.clients.get(&place)
-            {
-                best = clients.least_around(client, best, |_| true);
-            }
-        }
-        best
+        let same_port = port.and_then(|port| self.ports.get(&port));
+        let both = [Some(&self.any_port), same_port].into_iter().flatten();
+        both.fold(None, |best, locals| {
+            locals.least_by(server, best, |clients, best| clients.least(client, best))
+        })
     }
 
     /// Every entry, in no particular order.
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry<T>> {
-        self.clients.values().flat_map(PrefixMap::iter)
+        self.ports.values().chain([&self.any_port]).flat_map(PrefixMap::iter)
     }
 }
 
 impl<T: Clone> Tier<T> {
     pub(super) fn insert(&mut self, entry: Entry<T>) {
         let rule = &entry.record.rule;
-        let place = Place::of(rule);
-        let shape = Shape::of(place);
-        if let Some((_, count)) = self.shapes.iter_mut().find(|(other, _)| *other == shape) {
-            *count += 1;
-        } else {
-            self.shapes.reserve_exact(1);
-            self.shapes.push((shape, 1));
-        }
-        self.clients.entry(place).insert(rule.remote_addr.map(network), entry);
+        let locals = match rule.server_port {
+            None => &mut self.any_port,
+            Some(port) => self.ports.entry(port),
+        };
+        let client = rule.remote_addr.map(network);
+        locals.edit(rule.server_addr.map(network), |clients| clients.insert(client, entry));
     }
 
     /// Reports whether the rule was there.
     pub(super) fn remove(&mut self, order: &Order, rule: &Rule) -> bool {
-        let place = Place::of(rule);
         let mut removed = false;
-        self.clients.remove_if(&place, |clients| {
+        let mut edit = |locals: &mut Locals<T>| {
             let probe = |entry: &Entry<T>| entry.record.order.cmp(order);
-            removed = clients.remove(rule.remote_addr.map(network), probe).is_some();
-            clients.is_empty()
-        });
-        if removed {
-            let shape = Shape::of(place);
-            self.shapes.retain_mut(|(other, count)| {
-                *count -= usize::from(*other == shape);
-                *count > 0
-            });
+            let client = rule.remote_addr.map(network);
+            let taken = locals.edit(rule.server_addr.map(network), |clients| clients.remove(client, probe));
+            removed = taken.is_some();
+            locals.is_empty()
+        };
+        match rule.server_port {
+            None => {
+                edit(&mut self.any_port);
+            }
+            Some(port) => self.ports.remove_if(&port, edit),
         }
         removed
-    }
-}
-
-impl Place {
-    fn of(rule: &Rule) -> Self {
-        Self { port: rule.server_port, server: rule.server_addr }
-    }
-}
-
-impl Shape {
-    fn of(place: Place) -> Self {
-        let server = place.server.map(network);
-        Self {
-            port: place.port.is_some(),
-            server: server.map(|net| (net.addr().is_ipv4(), net.prefix_len())),
-        }
-    }
-
-    /// The one place of this shape that holds the port and all of the local network. None where the
-    /// shape is of the other family or too narrow.
-    fn place(self, port: Option<u16>, server: Option<IpNet>) -> Option<Place> {
-        let port = if self.port { Some(port?) } else { None };
-        let server = match self.server {
-            None => None,
-            Some((is_v4, length)) => {
-                let inner =
-                    server.filter(|net| net.addr().is_ipv4() == is_v4 && length <= net.prefix_len())?;
-                Some(IpNet::new(inner.addr(), length).ok()?.into())
-            }
-        };
-        Some(Place { port, server })
     }
 }
 

@@ -14,8 +14,9 @@ const BITS: u32 = 4;
 
 /// A map whose clone costs one reference count.
 #[derive(Clone, Debug)]
-pub(super) struct Map<K, V> {
+pub struct Map<K, V> {
     root: Link<K, V>,
+    len: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -34,22 +35,34 @@ struct Slot<K, V> {
 
 impl<K, V> Default for Map<K, V> {
     fn default() -> Self {
-        Self { root: Link::List(None) }
+        Self { root: Link::List(None), len: 0 }
     }
 }
 
 impl<K, V> Map<K, V> {
     /// All values, in no particular order.
-    pub(super) fn values(&self) -> impl Iterator<Item = &V> {
+    pub fn values(&self) -> impl Iterator<Item = &V> {
         let mut found = Vec::new();
         self.root.collect(&mut found);
         found.into_iter().map(|slot| &slot.value)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Reports whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 }
 
 impl<K: Eq + Hash, V> Map<K, V> {
     /// The value of `key`.
-    pub(super) fn get<Q: ?Sized + Eq + Hash>(&self, key: &Q) -> Option<&V>
+    pub fn get<Q: ?Sized + Eq + Hash>(&self, key: &Q) -> Option<&V>
     where
         K: Borrow<Q>,
     {
@@ -71,19 +84,51 @@ impl<K: Eq + Hash, V> Map<K, V> {
 
 impl<K: Clone + Eq + Hash, V: Clone> Map<K, V> {
     /// The value of `key`, its default where there is none, to be changed.
-    pub(super) fn entry(&mut self, key: K) -> &mut V
+    pub fn entry(&mut self, key: K) -> &mut V
     where
         V: Default,
     {
-        let hash = hash_of(&key);
-        self.root.entry(Slot { hash, key, value: V::default() }, 0)
+        self.value(key, V::default)
     }
 
-    /// Lets `edit` change the value of `key` where there is one, and removes it if `edit` says so.
-    pub(super) fn remove_if<Q: ?Sized + Eq + Hash>(&mut self, key: &Q, edit: impl FnOnce(&mut V) -> bool)
+    /// Gives `key` this value.
+    pub fn insert(&mut self, key: K, value: V) {
+        let place = self.value(key, || value.clone());
+        *place = value;
+    }
+
+    fn value(&mut self, key: K, make: impl FnOnce() -> V) -> &mut V {
+        let hash = hash_of(&key);
+        let len = &mut self.len;
+        let make = || {
+            *len += 1;
+            make()
+        };
+        self.root.value((hash, key), 0, make)
+    }
+
+    /// Removes `key`.
+    pub fn remove<Q: ?Sized + Eq + Hash>(&mut self, key: &Q)
     where
         K: Borrow<Q>,
     {
+        // Where it is absent nothing has to be copied.
+        if self.get(key).is_some() {
+            self.remove_if(key, |_| true);
+        }
+    }
+
+    /// Lets `edit` change the value of `key` where there is one, and removes it if `edit` says so.
+    pub fn remove_if<Q: ?Sized + Eq + Hash>(&mut self, key: &Q, edit: impl FnOnce(&mut V) -> bool)
+    where
+        K: Borrow<Q>,
+    {
+        let len = &mut self.len;
+        let edit = |value: &mut V| {
+            let removed = edit(value);
+            *len -= usize::from(removed);
+            removed
+        };
         self.root.remove_if(hash_of(key), key, 0, edit);
     }
 }
@@ -109,24 +154,24 @@ impl<K, V> Link<K, V> {
 }
 
 impl<K: Clone + Eq, V: Clone> Link<K, V> {
-    fn entry(&mut self, new: Slot<K, V>, depth: u32) -> &mut V {
+    fn value(&mut self, (hash, key): (u64, K), depth: u32, make: impl FnOnce() -> V) -> &mut V {
         if let Self::List(Some(slots)) = self
             && slots.len() >= LIST
             && depth * BITS < u64::BITS
-            && !slots.iter().any(|slot| slot.is(new.hash, &new.key))
+            && !slots.iter().any(|slot| slot.is(hash, &key))
         {
             *self = Self::spread(slots, depth);
         }
         match self {
             Self::Branch(children) => {
-                let child = &mut Arc::make_mut(children)[place(new.hash >> (depth * BITS))];
-                child.entry(new, depth + 1)
+                let child = &mut Arc::make_mut(children)[place(hash >> (depth * BITS))];
+                child.value((hash, key), depth + 1, make)
             }
             Self::List(slots) => {
                 let slots = Arc::make_mut(slots.get_or_insert_default());
-                let at = slots.iter().position(|slot| slot.is(new.hash, &new.key)).unwrap_or_else(|| {
+                let at = slots.iter().position(|slot| slot.is(hash, &key)).unwrap_or_else(|| {
                     slots.reserve_exact(1);
-                    slots.push(new);
+                    slots.push(Slot { hash, key, value: make() });
                     slots.len() - 1
                 });
                 &mut slots[at].value
@@ -230,22 +275,23 @@ mod tests {
                 clones.push((map.clone(), model.clone()));
             }
             if let Some(value) = value {
-                *map.entry(*key) = *value;
+                map.insert(*key, *value);
                 model.insert(*key, *value);
             } else {
-                map.remove_if(key, |_| true);
+                map.remove(key);
                 model.remove(key);
             }
         }
         clones.push((map.clone(), model.clone()));
         for (map, model) in clones {
             assert_eq!(map.values().count(), model.len());
+            assert_eq!((map.len(), map.is_empty()), (model.len(), model.is_empty()));
             for (key, _) in steps {
                 assert_eq!(map.get(key), model.get(key), "{key:?}");
             }
         }
         for key in model.keys() {
-            map.remove_if(key, |_| true);
+            map.remove(key);
         }
         assert!(matches!(map.root, Link::List(None)), "branches are left over");
     }
