@@ -118,11 +118,11 @@ impl Control {
 
     fn publish(&mut self, changes: &Changes, begun: Instant, retired: &mut Vec<Arc<Snapshot>>) {
         let next = Arc::new(self.builder.build(&self.store, changes));
-        // Each worker holds one old snapshot at most, so few are left.
-        retired.retain(|old| Arc::strong_count(old) > 1);
         retired.push(self.published.swap(next));
         let took = begun.elapsed();
         self.metrics.published(self.store.revision(), took);
+        // Each worker holds one old snapshot at most, so few are left. Nobody waits for this.
+        retired.retain(|old| Arc::strong_count(old) > 1);
         self.state.set_held(self.store.held().map(|held| HeldRead {
             revision: held.revision,
             routes: self.store.count(Kind::StreamRoute),
@@ -131,8 +131,12 @@ impl Control {
             until_unix_ms: held.until_unix_ms,
         }));
         // Sorting all of them would make every edit cost what the configuration costs.
-        if self.builder.names_changed() || !changes.names.is_empty() {
+        if self.builder.names_changed() {
             self.want_names();
+        }
+        // An answer that came too late.
+        for name in changes.names.iter().filter(|name| !self.builder.wants_name(name)) {
+            self.store.forget_name(name);
         }
         tracing::debug!(
             revision = self.store.revision(),
@@ -207,10 +211,7 @@ fn kept<'a>(list: &'a [Arc<str>], name: &Arc<str>) -> Option<&'a Arc<str>> {
 
 /// Refused objects that a stream_route reaches: what only HTTP uses is not ours to complain of.
 fn ours<'a>(changes: &'a Changes, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Rejected> {
-    let listed = |refused: &&Rejected| {
-        snapshot.rejected().binary_search_by(|other| other.key.cmp(&refused.key)).is_ok()
-    };
-    changes.refused.iter().filter(listed)
+    changes.refused.iter().filter(|refused| snapshot.rejection(&refused.key).is_some())
 }
 
 /// Milliseconds since the Unix epoch.

@@ -209,7 +209,7 @@ pub struct Service {
 }
 
 /// A set of nodes and how one is chosen and dialled.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Upstream {
     /// From the key; empty for one written inside a route or service.
     pub id: Arc<str>,
@@ -314,7 +314,7 @@ pub enum Scheme {
 }
 
 /// `tls` of an upstream.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct UpstreamTls {
     /// Key of an `ssls` object of type client.
     pub client_cert_id: Option<Arc<str>>,

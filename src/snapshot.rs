@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use crate::balance::Pool;
 use crate::live::Stats;
 use crate::matcher::{Explanation, Matcher, Order, Overlaps, Query, Rule, Shadowed};
+use crate::persistent::Map;
 use crate::plugin::Plugin;
 use crate::resource::{Key, Kind};
 use crate::session::{End, Inbound};
@@ -19,11 +20,10 @@ use crate::store::{HeldState, Rejected};
 
 mod build;
 mod merge;
+mod names;
 mod nodes;
-mod shards;
 
 pub use build::Builder;
-use shards::Shards;
 
 /// A stream_route as sessions see it: merged with its service.
 #[derive(Debug)]
@@ -72,7 +72,9 @@ pub struct Degraded {
 pub enum Target {
     /// To the upstream of this id, looked up in the snapshot for each session.
     Upstream(Arc<str>),
-    /// To the upstream written inside the route or its service.
+    /// To the upstream written inside the service of this id, looked up likewise.
+    Service(Arc<str>),
+    /// To the upstream written inside the route.
     Inline(Arc<Pool>),
     /// Nowhere: the service of this id does not exist.
     MissingService(Arc<str>),
@@ -88,11 +90,13 @@ pub struct Snapshot {
     /// A full state has been read; before that no listen opens.
     pub complete: bool,
     matcher: Matcher<Arc<Route>>,
-    routes: Shards<Arc<Route>>,
-    pools: Shards<Arc<Pool>>,
-    inline: Shards<Arc<Pool>>,
+    routes: Map<Arc<str>, Arc<Route>>,
+    /// Of upstream objects that a route reaches.
+    pools: Map<Arc<str>, Arc<Pool>>,
+    /// Of upstreams written inside services, where a route goes there.
+    services: Map<Arc<str>, Arc<Pool>>,
     counts: BTreeMap<Kind, usize>,
-    rejected: Arc<[Rejected]>,
+    rejected: Map<Key, Rejected>,
     held: Option<HeldState>,
 }
 
@@ -123,7 +127,10 @@ impl Snapshot {
         match target {
             Target::Inline(pool) => Ok(pool),
             Target::Upstream(id) => {
-                self.pools.get(id).ok_or_else(|| (End::UpstreamMissing, self.missing(Kind::Upstream, id)))
+                self.pools.get(&**id).ok_or_else(|| (End::UpstreamMissing, self.missing(Kind::Upstream, id)))
+            }
+            Target::Service(id) => {
+                self.services.get(&**id).ok_or_else(|| (End::ServiceMissing, self.missing(Kind::Service, id)))
             }
             Target::MissingService(id) => Err((End::ServiceMissing, self.missing(Kind::Service, id))),
             Target::Nothing => {
@@ -163,9 +170,9 @@ impl Snapshot {
             _ => ("upstream", "upstream_id"),
         };
         let key = Key::new(kind, id.clone());
-        match self.rejected.binary_search_by(|rejected| rejected.key.cmp(&key)) {
-            Ok(at) => format!("{what} {id} is rejected: {}", self.rejected[at].reason),
-            Err(_) => format!("{what} {id} does not exist; write it or change the {member}"),
+        match self.rejection(&key) {
+            Some(rejected) => format!("{what} {id} is rejected: {}", rejected.reason),
+            None => format!("{what} {id} does not exist; write it or change the {member}"),
         }
     }
 
@@ -189,7 +196,11 @@ impl Snapshot {
     /// Every pool: those of upstream objects that a route reaches, and those written inside routes
     /// and services, in no order.
     pub fn pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
-        self.pools.values().chain(self.inline.values())
+        let inline = self.routes.values().filter_map(|route| match &route.target {
+            Target::Inline(pool) => Some(pool),
+            _ => None,
+        });
+        self.pools.values().chain(self.services.values()).chain(inline)
     }
 
     /// The pools of upstream objects that a route reaches, in no order.
@@ -221,14 +232,27 @@ impl Snapshot {
 
     /// Objects that are not served as they were written last, by key.
     #[must_use]
-    pub fn rejected(&self) -> &[Rejected] {
-        &self.rejected
+    pub fn rejected(&self) -> Vec<&Rejected> {
+        let mut rejected: Vec<_> = self.rejected.values().collect();
+        rejected.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        rejected
+    }
+
+    /// Why an object is not served as it was written last, where that is so.
+    #[must_use]
+    pub fn rejection(&self, key: &Key) -> Option<&Rejected> {
+        self.rejected.get(key)
     }
 
     /// A full read that waits for an operator.
     #[must_use]
     pub fn held(&self) -> Option<HeldState> {
         self.held
+    }
+
+    /// The pools of upstreams or services.
+    fn shared_pools(&mut self, kind: Kind) -> &mut Map<Arc<str>, Arc<Pool>> {
+        if kind == Kind::Service { &mut self.services } else { &mut self.pools }
     }
 }
 

@@ -209,6 +209,12 @@ impl Store {
         self.rejected.values().map(|refused| &refused.rejected)
     }
 
+    /// Why an object is refused, where it is.
+    #[must_use]
+    pub fn rejection(&self, key: &Key) -> Option<&Rejected> {
+        self.rejected.get(key).map(|refused| &refused.rejected)
+    }
+
     /// The addresses of a name; `None` before its first answer.
     #[must_use]
     pub fn addresses(&self, name: &str) -> Option<&Arc<[IpAddr]>> {

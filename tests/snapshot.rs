@@ -1,14 +1,14 @@
 //! The incremental snapshot equals one built from nothing, whatever happened before.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use streamgate::balance::Pool;
+use streamgate::balance::{Pool, Tried};
 use streamgate::config::RulesConfig;
 use streamgate::live::Live;
 use streamgate::resource::{Key, Kind};
@@ -37,6 +37,7 @@ fn seen(snapshot: &Snapshot) -> Seen {
         let target = match &route.target {
             Target::Upstream(id) => format!("upstream {id}"),
             Target::Inline(pool) => nodes(pool),
+            Target::Service(id) => format!("service {id}"),
             Target::MissingService(id) => format!("no service {id}"),
             Target::Nothing => "nothing".into(),
         };
@@ -81,16 +82,51 @@ fn id() -> impl Strategy<Value = &'static str> {
     prop_oneof![Just("1"), Just("2"), Just("3")]
 }
 
-fn object() -> impl Strategy<Value = (Key, String)> {
-    let conditions = prop_oneof![
-        Just(""),
-        Just(r#""server_port":9100,"#),
-        Just(r#""server_port":9101,"#),
-        Just(r#""remote_addr":"10.0.0.0/16","#),
-        Just(r#""remote_addr":"10.0.0.0/8","server_port":9102,"#),
-    ];
+/// How many routes there may be, and the conditions they may have.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    routes: u8,
+    conditions: &'static [&'static str],
+}
+
+const MIXED: Shape = Shape {
+    routes: 3,
+    conditions: &[
+        "",
+        r#""server_port":9100,"#,
+        r#""server_port":9101,"#,
+        r#""remote_addr":"10.0.0.0/16","#,
+        r#""remote_addr":"10.0.0.0/8","server_port":9102,"#,
+    ],
+};
+
+/// Shapes that put all routes into one place of the index.
+const ONE_PLACE: [Shape; 3] = [
+    Shape { routes: 90, conditions: &[r#""server_port":9101,"#] },
+    Shape {
+        routes: 20,
+        conditions: &[
+            r#""remote_addr":"10.0.0.0/8","#,
+            r#""remote_addr":"10.0.0.0/16","#,
+            r#""remote_addr":"10.0.0.1","#,
+            r#""remote_addr":"192.168.0.0/31","#,
+        ],
+    },
+    Shape {
+        routes: 20,
+        conditions: &[
+            r#""server_port":9102,"server_addr":"127.0.0.0/8","#,
+            r#""server_port":9102,"server_addr":"127.0.0.1","#,
+            r#""server_port":9102,"server_addr":"127.0.0.2/31","#,
+        ],
+    },
+];
+
+fn object(shape: Shape) -> impl Strategy<Value = (Key, String)> {
+    let conditions = prop::sample::select(shape.conditions);
+    let place = (1..=shape.routes).prop_map(|place| place.to_string());
     let route =
-        (id(), conditions, id(), upstream(), 0..6).prop_map(|(id, conditions, other, upstream, shape)| {
+        (place, conditions, id(), upstream(), 0..6).prop_map(|(id, conditions, other, upstream, shape)| {
             let rest = match shape {
                 0 => format!(r#""upstream_id":"{other}""#),
                 1 => format!(r#""service_id":"{other}""#),
@@ -113,17 +149,17 @@ fn object() -> impl Strategy<Value = (Key, String)> {
     prop_oneof![3 => route, 1 => service, 1 => upstream]
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step(shape: Shape) -> impl Strategy<Value = Step> {
     let addresses = prop_oneof![
         Just(vec![]),
         Just(vec!["10.2.0.1".parse().unwrap()]),
         Just(vec!["10.2.0.1".parse().unwrap(), "10.2.0.2".parse().unwrap()]),
     ];
     prop_oneof![
-        8 => object().prop_map(|(key, text)| Step::Put(key, text)),
-        2 => object().prop_map(|(key, _)| Step::Delete(key)),
+        8 => object(shape).prop_map(|(key, text)| Step::Put(key, text)),
+        2 => object(shape).prop_map(|(key, _)| Step::Delete(key)),
         2 => (prop_oneof![Just("db"), Just("cache")], addresses).prop_map(|(name, all)| Step::Resolve(name, all)),
-        1 => proptest::collection::vec(object(), 0..6).prop_map(Step::Resync),
+        1 => proptest::collection::vec(object(shape), 0..=usize::from(shape.routes)).prop_map(Step::Resync),
     ]
 }
 
@@ -156,22 +192,48 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
 
     #[test]
-    fn incremental_equals_full(steps in proptest::collection::vec(step(), 1..40)) {
-        let mut store = Store::new(rules());
-        let mut builder = Builder::new(Arc::new(Live::default()), 1);
-        let first = Batch { events: vec![Event::Resync { objects: vec![], revision: 1 }], revision: 1 };
-        let changes = store.apply(first, 0);
-        builder.build(&store, &changes);
-        for (revision, step) in (2..).zip(steps) {
-            let batch = Batch { events: vec![event(step, revision)], revision };
-            let changes = store.apply(batch, 0);
-            let incremental = builder.build(&store, &changes);
-
-            let all = Changes { keys: store.entries().map(|(key, _)| key.clone()).collect(), ..Changes::default() };
-            let full = Builder::new(Arc::new(Live::default()), 9).build(&store, &all);
-            prop_assert_eq!(seen(&incremental), seen(&full));
-        }
+    fn incremental_equals_full(steps in proptest::collection::vec(step(MIXED), 1..40)) {
+        check_incremental(steps)?;
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
+
+    #[test]
+    fn incremental_equals_full_in_one_place(
+        steps in prop::sample::select(&ONE_PLACE[..])
+            .prop_flat_map(|shape| proptest::collection::vec(step(shape), 1..120)),
+    ) {
+        check_incremental(steps)?;
+    }
+}
+
+/// Compares every state on the way with one built from nothing.
+fn check_incremental(steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let mut store = Store::new(rules());
+    let mut builder = Builder::new(Arc::new(Live::default()), 1);
+    let first = Batch { events: vec![Event::Resync { objects: vec![], revision: 1 }], revision: 1 };
+    let changes = store.apply(first, 0);
+    builder.build(&store, &changes);
+    for (revision, step) in (2..).zip(steps) {
+        let batch = Batch { events: vec![event(step, revision)], revision };
+        let changes = store.apply(batch, 0);
+        let incremental = builder.build(&store, &changes);
+
+        let accepted = store.entries().map(|(key, _)| key);
+        let keys = accepted.chain(store.rejected().map(|rejected| &rejected.key)).cloned().collect();
+        let all = Changes { keys, ..Changes::default() };
+        let mut from_nothing = Builder::new(Arc::new(Live::default()), 9);
+        let full = from_nothing.build(&store, &all);
+        prop_assert_eq!(seen(&incremental), seen(&full));
+        prop_assert_eq!(wanted(&builder), wanted(&from_nothing));
+    }
+    Ok(())
+}
+
+fn wanted(builder: &Builder) -> BTreeSet<String> {
+    builder.wanted_names().map(ToString::to_string).collect()
 }
 
 fn single(objects: &[(Kind, &str, &str)]) -> (Store, Builder, Snapshot) {
@@ -223,6 +285,148 @@ fn addresses_of_a_name_share_its_weight_exactly() {
     let expected = [("10.0.0.1", 3), ("10.0.0.2", 3), ("10.0.0.9", 4), ("10.0.0.3", 2)];
     assert_eq!(weights, expected.map(|(ip, weight)| (ip.to_owned(), weight)));
     assert_eq!(pool.settings.attempts, 3, "a name counts once");
+}
+
+/// A control plane with one gateway's eyes.
+struct Life {
+    store: Store,
+    builder: Builder,
+    snapshot: Snapshot,
+    revision: i64,
+}
+
+impl Life {
+    fn of(objects: &[(Kind, &str, &str)]) -> Self {
+        let (store, builder, snapshot) = single(objects);
+        Self { store, builder, snapshot, revision: 1 }
+    }
+
+    fn apply(&mut self, event: impl FnOnce(i64) -> Event) {
+        self.revision += 1;
+        let batch = Batch { events: vec![event(self.revision)], revision: self.revision };
+        let changes = self.store.apply(batch, 0);
+        self.snapshot = self.builder.build(&self.store, &changes);
+    }
+
+    fn put(&mut self, kind: Kind, id: &str, text: &str) {
+        let (key, value) = (Key::new(kind, id), Bytes::copy_from_slice(text.as_bytes()));
+        self.apply(|revision| Event::Put { key, value, revision });
+    }
+
+    fn resolve(&mut self, name: &str, address: &str) {
+        let addresses = [address.parse().unwrap()].into();
+        self.apply(|_| Event::Addresses { name: name.into(), addresses, ttl: Duration::from_secs(1) });
+    }
+
+    fn pool(&self, route: &str) -> &Arc<Pool> {
+        self.snapshot.pool(&self.snapshot.route(route).unwrap().target).unwrap()
+    }
+
+    /// Asserts that `change` leaves the turns of this route's nodes alone: with it before each pick,
+    /// three equal nodes get ten picks of thirty each.
+    #[track_caller]
+    fn check_turns_go_on(&mut self, route: &str, mut change: impl FnMut(&mut Self, usize)) {
+        let inbound =
+            Inbound::new(Transport::Tcp, "127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
+        let mut counts = BTreeMap::<String, usize>::new();
+        for turn in 0..30 {
+            change(self, turn);
+            let picked = self.pool(route).pick(&inbound, |_| true, &mut Tried::default()).unwrap();
+            *counts.entry(picked.node.label.to_string()).or_default() += 1;
+        }
+        assert_eq!(counts.into_values().collect::<Vec<_>>(), [10, 10, 10]);
+    }
+}
+
+const THREE: &str = r#""nodes":{"10.1.0.1:80":1,"10.1.0.2:80":1,"10.1.0.3:80":1}"#;
+
+#[test]
+fn a_refused_version_does_not_begin_the_turns_anew() {
+    let nodes = format!("{{{THREE}}}");
+    let inline = format!(r#"{{"upstream":{nodes}}}"#);
+    let mut life = Life::of(&[
+        (Kind::Upstream, "u", &nodes),
+        (Kind::Service, "s", &inline),
+        (Kind::StreamRoute, "of-upstream", r#"{"upstream_id":"u"}"#),
+        (Kind::StreamRoute, "of-service", r#"{"service_id":"s"}"#),
+        (Kind::StreamRoute, "own", &inline),
+        (Kind::StreamRoute, "both", &inline.replacen('{', r#"{"service_id":"s","#, 1)),
+    ]);
+    let bad = r#"{"upstream":7,"nodes":7}"#;
+    life.check_turns_go_on("of-upstream", |life, _| life.put(Kind::Upstream, "u", bad));
+    life.check_turns_go_on("of-service", |life, _| life.put(Kind::Service, "s", bad));
+    life.check_turns_go_on("own", |life, _| life.put(Kind::StreamRoute, "own", bad));
+    life.check_turns_go_on("both", |life, _| life.put(Kind::Service, "s", bad));
+    assert_eq!(life.snapshot.rejected().len(), 3);
+}
+
+#[test]
+fn turns_go_on_when_something_else_changes() {
+    let nodes = format!("{{{THREE}}}");
+    let inline = format!(r#"{{"upstream":{nodes}}}"#);
+    let named = nodes.replace("10.1.0.3", "db");
+    let service = format!(r#"{{"upstream":{named}}}"#);
+    let mut life = Life::of(&[
+        (Kind::Upstream, "named", &named),
+        (Kind::Upstream, "u", &nodes),
+        (Kind::Service, "named", &service),
+        (Kind::Service, "s", &inline),
+        (Kind::StreamRoute, "of-named", r#"{"upstream_id":"named"}"#),
+        (Kind::StreamRoute, "of-service", r#"{"service_id":"s"}"#),
+        (Kind::StreamRoute, "of-upstream", r#"{"upstream_id":"u"}"#),
+        (Kind::StreamRoute, "own", &inline.replacen('{', r#"{"service_id":"named","#, 1)),
+    ]);
+    let answer = |life: &mut Life, turn: usize| life.resolve("db", &format!("10.2.0.{turn}"));
+    // Addresses of a node of the upstream, or of the service, that another route goes to.
+    life.check_turns_go_on("of-upstream", answer);
+    life.check_turns_go_on("own", answer);
+    let label = |life: &Life, route: &str| {
+        let pool = life.pool(route);
+        pool.nodes().iter().map(|node| node.addr.to_string()).any(|addr| addr == "10.2.0.29:80")
+    };
+    assert!(label(&life, "of-named"));
+    // The service's plugins.
+    let plugin =
+        r#""plugins":{"limit-conn":{"conn":1,"burst":TURN,"default_conn_delay":1,"key":"remote_addr"}}"#;
+    let with_plugin = |text: &str, turn: usize| {
+        text.replacen('{', &format!("{{{},", plugin.replace("TURN", &turn.to_string())), 1)
+    };
+    life.check_turns_go_on("of-service", |life, turn| {
+        life.put(Kind::Service, "s", &with_plugin(&inline, turn));
+    });
+    life.check_turns_go_on("own", |life, turn| {
+        life.put(Kind::Service, "named", &with_plugin(&service, turn));
+    });
+    // The route's own conditions, and a rewrite that changes nothing.
+    life.check_turns_go_on("own", |life, turn| {
+        let text = inline.replacen('{', &format!(r#"{{"server_port":{},"#, 9000 + turn), 1);
+        life.put(Kind::StreamRoute, "own", &text);
+    });
+    life.check_turns_go_on("of-upstream", |life, turn| {
+        life.put(Kind::Upstream, "u", &nodes.replacen('{', &format!(r#"{{"update_time":{turn},"#), 1));
+    });
+}
+
+#[test]
+fn addresses_of_a_service_leave_its_routes_alone() {
+    let mut life = Life::of(&[
+        (Kind::Service, "s", r#"{"upstream":{"nodes":{"db:80":1}}}"#),
+        (Kind::StreamRoute, "r", r#"{"service_id":"s"}"#),
+    ]);
+    let before = life.snapshot.route("r").unwrap().clone();
+    assert!(life.pool("r").settings.pending);
+    life.resolve("db", "10.2.0.1");
+    assert!(Arc::ptr_eq(&before, life.snapshot.route("r").unwrap()), "the route was built anew");
+    assert_eq!(life.pool("r").nodes().len(), 1);
+}
+
+#[test]
+fn the_list_of_rejected_objects_is_not_copied() {
+    let mut life =
+        Life::of(&[(Kind::StreamRoute, "bad", r#"{"server_port":"none"}"#), (Kind::StreamRoute, "r", "{}")]);
+    let before = life.snapshot.clone();
+    life.put(Kind::StreamRoute, "r", r#"{"server_port":9100}"#);
+    assert!(std::ptr::eq(before.rejected()[0], life.snapshot.rejected()[0]));
 }
 
 #[test]

@@ -1,20 +1,22 @@
 //! From the store to the next snapshot: only what a change touches is built anew.
 //!
-//! The builder remembers who uses what, so that a service rebuilds its routes, and a name the
-//! upstreams whose nodes carry it. An upstream that no route reaches is never built: the same etcd
-//! may hold thousands that belong to HTTP.
+//! The builder remembers who uses what, so that a service rebuilds its routes, and a name the pools
+//! whose nodes carry it. A pool whose upstream and addresses stay is kept with the state of its
+//! balancer. An upstream that no route reaches is never built: the same etcd may hold thousands
+//! that belong to HTTP.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::merge::{Merged, Origin, merge};
+use super::names::Names;
 use super::{Route, Snapshot, Target};
 use crate::balance::Pool;
 use crate::live::Live;
 use crate::matcher::{Order, Rule};
 use crate::plugin;
 use crate::resource::{Key, Kind, Object, Service, StreamRoute, Upstream};
-use crate::store::{Changes, Rejected, Store};
+use crate::store::{Changes, Store};
 
 /// What a route uses; noted when it is placed, undone when it is taken out.
 #[derive(Debug)]
@@ -23,30 +25,30 @@ struct Placed {
     /// As it was then: the store may have a newer one.
     route: Arc<StreamRoute>,
     service: Option<Arc<str>>,
-    upstream: Option<Arc<str>>,
-    /// Its sessions go to the upstream written inside the service.
-    service_pool: bool,
+    /// The upstream or service whose pool its sessions go to.
+    shared: Option<Key>,
     /// A subordinate xRPC route is known but matches nothing.
     matches: bool,
 }
 
-/// Who holds nodes with names.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-enum Owner {
-    Upstream(Arc<str>),
-    Service(Arc<str>),
-    Route(Arc<str>),
+/// Who is merged with a service.
+#[derive(Debug)]
+struct Merging {
+    /// The service as it was when they were placed; a missing one is used too: its arrival rebuilds
+    /// its routes.
+    service: Option<Arc<Service>>,
+    routes: BTreeSet<Arc<str>>,
 }
 
-impl Owner {
-    fn pool_id(&self) -> Arc<str> {
-        match self {
-            Self::Upstream(id) => id.clone(),
-            Self::Service(id) => format!("services/{id}").into(),
-            Self::Route(id) => format!("stream_routes/{id}").into(),
-        }
-    }
+/// A pool that several routes share: that of an upstream object, or of one written in a service.
+#[derive(Debug, Default)]
+struct Shared {
+    routes: usize,
+    made_of: Option<Arc<Upstream>>,
 }
+
+/// The pool that a route had when it was taken out, and what it was made of.
+type Former = Option<(Arc<Upstream>, Arc<Pool>)>;
 
 /// Builds snapshots, each from the one before.
 #[derive(Debug)]
@@ -55,15 +57,11 @@ pub struct Builder {
     seed: u64,
     snapshot: Snapshot,
     placed: HashMap<Arc<str>, Placed>,
-    service_users: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
-    upstream_users: HashMap<Arc<str>, usize>,
-    /// Upstreams whose users changed during this build.
-    touched: HashSet<Arc<str>>,
-    service_pools: HashMap<Arc<str>, Arc<Pool>>,
-    service_pool_users: HashMap<Arc<str>, usize>,
-    names: HashMap<Arc<str>, BTreeSet<Owner>>,
-    owned_names: HashMap<Owner, Vec<Arc<str>>>,
-    names_changed: bool,
+    services: HashMap<Arc<str>, Merging>,
+    shared: HashMap<Key, Shared>,
+    /// Upstreams and services whose users changed during this build.
+    touched: HashSet<Key>,
+    names: Names,
 }
 
 impl Builder {
@@ -75,175 +73,171 @@ impl Builder {
             seed,
             snapshot: Snapshot::default(),
             placed: HashMap::new(),
-            service_users: HashMap::new(),
-            upstream_users: HashMap::new(),
+            services: HashMap::new(),
+            shared: HashMap::new(),
             touched: HashSet::new(),
-            service_pools: HashMap::new(),
-            service_pool_users: HashMap::new(),
-            names: HashMap::new(),
-            owned_names: HashMap::new(),
-            names_changed: false,
+            names: Names::default(),
         }
     }
 
     /// The snapshot after `changes` of `store`.
     pub fn build(&mut self, store: &Store, changes: &Changes) -> Snapshot {
-        let dirty = self.dirty(changes);
-        for id in &dirty.services {
-            self.drop_service_pool(id);
-        }
+        let stale: HashSet<Key> =
+            changes.names.iter().flat_map(|name| self.names.owners(name)).cloned().collect();
+        let routes = self.dirty(store, changes, &stale);
         // First all out, then all in: two routes may swap their places.
-        for id in &dirty.routes {
-            self.take_out(id);
+        let former: Vec<Former> = routes.iter().map(|id| self.take_out(id)).collect();
+        for (id, former) in routes.iter().zip(former) {
+            let key = Key::new(Kind::StreamRoute, id.clone());
+            self.place(&key, store, former.filter(|_| !stale.contains(&key)));
         }
-        for id in &dirty.routes {
-            self.place(id, store);
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.extend(changes.keys.iter().chain(&stale).filter(|key| is_shared(key)).cloned());
+        for key in &touched {
+            self.refresh(key, store, stale.contains(key));
         }
-        for id in &dirty.upstreams {
-            self.build_upstream(id, store);
-        }
-        // Upstreams that a route began or ceased to use.
-        for id in std::mem::take(&mut self.touched) {
-            if self.upstream_users.contains_key(&id) != self.snapshot.pools.get(&id).is_some() {
-                self.build_upstream(&id, store);
-            }
+        for key in changes.keys.iter().chain(&touched) {
+            self.review(key, store);
         }
         self.snapshot.revision = store.revision();
         self.snapshot.complete = store.is_loaded();
         self.snapshot.counts.clone_from(store.counts());
         self.snapshot.held = store.held();
-        self.snapshot.rejected =
-            store.rejected().filter(|rejected| self.reaches(rejected)).cloned().collect();
         self.snapshot.clone()
     }
 
     /// Names that nodes of reached upstreams carry: what is worth resolving.
     pub fn wanted_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.names.keys()
+        self.names.all()
+    }
+
+    /// Reports whether a node of a reached upstream carries this name.
+    #[must_use]
+    pub fn wants_name(&self, name: &str) -> bool {
+        self.names.owners(name).next().is_some()
     }
 
     /// Reports whether [`Self::wanted_names`] may differ from those at the last call.
     pub fn names_changed(&mut self) -> bool {
-        std::mem::take(&mut self.names_changed)
+        self.names.take_changed()
     }
 
-    fn dirty(&self, changes: &Changes) -> Dirty {
-        let mut dirty = Dirty::default();
+    /// Routes to build anew. A refused object is among the changes, but what serves is as before.
+    fn dirty(&self, store: &Store, changes: &Changes, stale: &HashSet<Key>) -> BTreeSet<Arc<str>> {
+        let mut routes = BTreeSet::new();
         for key in &changes.keys {
             match key.kind {
-                Kind::StreamRoute => _ = dirty.routes.insert(key.id.clone()),
-                Kind::Service => _ = dirty.services.insert(key.id.clone()),
-                Kind::Upstream => _ = dirty.upstreams.insert(key.id.clone()),
-                Kind::Ssl | Kind::PluginMetadata | Kind::Secret | Kind::Plugins => {}
+                Kind::StreamRoute if !self.is_placed(key, store) => _ = routes.insert(key.id.clone()),
+                Kind::Service => {
+                    let users = self.services.get(&key.id);
+                    let now = service(store, &key.id);
+                    if let Some(users) = users.filter(|users| !same(users.service.as_ref(), now)) {
+                        routes.extend(users.routes.iter().cloned());
+                    }
+                }
+                _ => {}
             }
         }
-        for owner in changes.names.iter().filter_map(|name| self.names.get(name)).flatten() {
-            match owner {
-                Owner::Upstream(id) => _ = dirty.upstreams.insert(id.clone()),
-                Owner::Service(id) => _ = dirty.services.insert(id.clone()),
-                Owner::Route(id) => _ = dirty.routes.insert(id.clone()),
-            }
-        }
-        for users in dirty.services.iter().filter_map(|id| self.service_users.get(id)) {
-            dirty.routes.extend(users.iter().cloned());
-        }
-        dirty
+        let own = stale.iter().filter(|key| key.kind == Kind::StreamRoute);
+        routes.extend(own.map(|key| key.id.clone()));
+        routes
     }
 
-    fn take_out(&mut self, id: &Arc<str>) {
-        let Some(placed) = self.placed.remove(id) else { return };
+    /// Reports whether the route is in its place just as the store has it.
+    fn is_placed(&self, key: &Key, store: &Store) -> bool {
+        match (self.placed.get(&key.id), store.entry(key)) {
+            (Some(placed), Some(entry)) => {
+                let Object::StreamRoute(route) = &entry.object else { return false };
+                Arc::ptr_eq(&placed.route, route) && placed.order == entry.order
+            }
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
+    fn take_out(&mut self, id: &Arc<str>) -> Former {
+        let placed = self.placed.remove(id)?;
+        let mut former = None;
         if placed.matches {
+            if let Some(Target::Inline(pool)) = self.snapshot.routes.get(id).map(|route| &route.target) {
+                former = placed.route.upstream.clone().zip(Some(pool.clone()));
+            }
             self.snapshot.matcher.remove(&placed.order, &rule(&placed.route));
             self.snapshot.routes.remove(id);
         }
         if let Some(service) = placed.service
-            && let Some(users) = self.service_users.get_mut(&service)
+            && let Some(users) = self.services.get_mut(&service)
         {
-            users.remove(id);
-            if users.is_empty() {
-                self.service_users.remove(&service);
+            users.routes.remove(id);
+            if users.routes.is_empty() {
+                self.services.remove(&service);
             }
-            if placed.service_pool {
-                self.release_service_pool(&service);
-            }
+            self.touched.insert(Key::new(Kind::Service, service));
         }
-        if let Some(upstream) = placed.upstream
-            && let Some(count) = self.upstream_users.get_mut(&upstream)
+        if let Some(key) = placed.shared
+            && let Some(shared) = self.shared.get_mut(&key)
         {
-            *count -= 1;
-            if *count == 0 {
-                self.upstream_users.remove(&upstream);
-            }
-            self.touched.insert(upstream);
+            shared.routes -= 1;
+            self.touched.insert(key);
         }
-        let owner = Owner::Route(id.clone());
-        self.snapshot.inline.remove(&owner.pool_id());
-        self.forget_names(&owner);
+        former
     }
 
-    /// One route less goes to the service's own upstream; the last one takes it away.
-    fn release_service_pool(&mut self, id: &Arc<str>) {
-        let users = self.service_pool_users.entry(id.clone()).or_default();
-        *users = users.saturating_sub(1);
-        if *users == 0 {
-            self.service_pool_users.remove(id);
-            self.drop_service_pool(id);
-        }
-    }
-
-    fn drop_service_pool(&mut self, id: &Arc<str>) {
-        if let Some(pool) = self.service_pools.remove(id) {
-            self.snapshot.inline.remove(&pool.id);
-            self.forget_names(&Owner::Service(id.clone()));
-        }
-    }
-
-    fn place(&mut self, id: &Arc<str>, store: &Store) {
-        let Some(entry) = store.entry(&Key::new(Kind::StreamRoute, id.clone())) else { return };
-        let Object::StreamRoute(route) = &entry.object else { return };
+    fn place(&mut self, key: &Key, store: &Store, former: Former) {
+        let entry = store.entry(key);
+        let Some((entry, Object::StreamRoute(route))) = entry.map(|entry| (entry, &entry.object)) else {
+            return self.names.forget(key);
+        };
         let service = route.service_id.as_ref().and_then(|id| service(store, id));
         let merged = merge(route, service);
         let matches = route.protocol.as_ref().is_none_or(|protocol| protocol.superior_id.is_none());
+        let shared = match merged.origin {
+            Origin::Id(id) => Some(Key::new(Kind::Upstream, id.clone())),
+            Origin::Service(id) => Some(Key::new(Kind::Service, id.clone())),
+            Origin::Route(_) | Origin::MissingService(_) | Origin::Nothing => None,
+        };
         let placed = Placed {
             order: entry.order.clone(),
             route: route.clone(),
-            // A missing service is used too: its arrival rebuilds the route.
             service: route.service_id.clone().filter(|_| route.upstream_id.is_none()),
-            upstream: if let Origin::Id(id) = merged.origin { Some(id.clone()) } else { None },
-            service_pool: matches && matches!(merged.origin, Origin::Service(_)),
+            shared: shared.filter(|_| matches),
             matches,
         };
-        if let Some(service) = &placed.service {
-            self.service_users.entry(service.clone()).or_default().insert(id.clone());
+        if let Some(id) = &placed.service {
+            let merging = || Merging { service: service.cloned(), routes: BTreeSet::new() };
+            self.services.entry(id.clone()).or_insert_with(merging).routes.insert(key.id.clone());
+            self.touched.insert(Key::new(Kind::Service, id.clone()));
         }
-        if placed.service_pool
-            && let Some(service) = &placed.service
-        {
-            *self.service_pool_users.entry(service.clone()).or_default() += 1;
+        if let Some(key) = &placed.shared {
+            self.shared.entry(key.clone()).or_default().routes += 1;
+            self.touched.insert(key.clone());
         }
-        if placed.matches {
-            if let Some(upstream) = &placed.upstream {
-                *self.upstream_users.entry(upstream.clone()).or_default() += 1;
-                self.touched.insert(upstream.clone());
-            }
-            let built = Arc::new(self.route(route, &merged, store));
+        if matches {
+            let target = self.target(key, &merged, store, former);
+            let built = Arc::new(self.route(route, &merged, target));
             self.snapshot.matcher.insert(placed.order.clone(), rule(route), built.clone());
-            self.snapshot.routes.insert(id.clone(), built);
+            self.snapshot.routes.insert(key.id.clone(), built);
+        } else {
+            self.names.forget(key);
         }
-        let placed = Placed { upstream: placed.upstream.filter(|_| placed.matches), ..placed };
-        self.placed.insert(id.clone(), placed);
+        self.placed.insert(key.id.clone(), placed);
     }
 
-    fn route(&mut self, route: &StreamRoute, merged: &Merged<'_>, store: &Store) -> Route {
-        let target = match merged.origin {
+    fn target(&mut self, key: &Key, merged: &Merged<'_>, store: &Store, former: Former) -> Target {
+        if let Origin::Route(upstream) = merged.origin {
+            let kept = former.filter(|(made_of, _)| made_of == upstream);
+            return Target::Inline(kept.map_or_else(|| self.pool(key, upstream, store), |(_, pool)| pool));
+        }
+        self.names.forget(key);
+        match merged.origin {
             Origin::Id(id) => Target::Upstream(id.clone()),
-            Origin::Route(upstream) => {
-                Target::Inline(self.inline(&Owner::Route(route.id.clone()), upstream, store))
-            }
-            Origin::Service(upstream) => Target::Inline(self.service_pool(merged.service, upstream, store)),
+            Origin::Service(id) => Target::Service(id.clone()),
             Origin::MissingService(id) => Target::MissingService(id.clone()),
-            Origin::Nothing => Target::Nothing,
-        };
+            Origin::Route(_) | Origin::Nothing => Target::Nothing,
+        }
+    }
+
+    fn route(&self, route: &StreamRoute, merged: &Merged<'_>, target: Target) -> Route {
         let (plugins, mut degraded) = plugin::compile(&merged.plugins);
         if let Some(protocol) = &route.protocol {
             degraded
@@ -262,90 +256,81 @@ impl Builder {
         }
     }
 
-    /// The pool of a service's own upstream, shared by all its routes.
-    fn service_pool(
-        &mut self,
-        service: Option<&Arc<Service>>,
-        upstream: &Arc<Upstream>,
-        store: &Store,
-    ) -> Arc<Pool> {
-        let id = service.map(|service| service.id.clone()).unwrap_or_default();
-        if let Some(pool) = self.service_pools.get(&id) {
-            return pool.clone();
+    /// Brings the pool of an upstream or a service in line with the store and with who uses it.
+    /// `stale`: names of its nodes have other addresses.
+    fn refresh(&mut self, key: &Key, store: &Store, stale: bool) {
+        if self.shared.get(key).is_some_and(|shared| shared.routes == 0) {
+            self.shared.remove(key);
         }
-        let pool = self.inline(&Owner::Service(id.clone()), upstream, store);
-        self.service_pools.insert(id, pool.clone());
-        pool
-    }
-
-    fn build_upstream(&mut self, id: &Arc<str>, store: &Store) {
-        let owner = Owner::Upstream(id.clone());
-        self.forget_names(&owner);
-        let used = self.upstream_users.contains_key(id);
-        let entry = store.entry(&Key::new(Kind::Upstream, id.clone()));
-        match entry.map(|entry| &entry.object) {
-            Some(Object::Upstream(upstream)) if used => {
-                let pool = self.pool(&owner, upstream, store);
-                self.snapshot.pools.insert(id.clone(), pool);
-            }
-            _ => self.snapshot.pools.remove(id),
+        let shared = self.shared.get_mut(key);
+        let upstream = shared_upstream(key, store).filter(|_| shared.is_some());
+        let former = shared.and_then(|shared| std::mem::replace(&mut shared.made_of, upstream.cloned()));
+        let Some(upstream) = upstream else {
+            self.names.forget(key);
+            return self.snapshot.shared_pools(key.kind).remove(&key.id);
+        };
+        if stale || former.as_ref() != Some(upstream) {
+            let pool = self.pool(key, upstream, store);
+            self.snapshot.shared_pools(key.kind).insert(key.id.clone(), pool);
         }
     }
 
-    fn pool(&mut self, owner: &Owner, upstream: &Upstream, store: &Store) -> Arc<Pool> {
-        let names: BTreeSet<Arc<str>> = super::nodes::names(upstream).map(Arc::from).collect();
-        for name in &names {
-            self.names.entry(name.clone()).or_default().insert(owner.clone());
-        }
-        if !names.is_empty() {
-            self.names_changed = true;
-            self.owned_names.insert(owner.clone(), names.into_iter().collect());
-        }
+    fn pool(&mut self, owner: &Key, upstream: &Upstream, store: &Store) -> Arc<Pool> {
+        self.names.set(owner, super::nodes::names(upstream));
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        Arc::new(super::nodes::pool(owner.pool_id(), upstream, store, &self.live, self.seed))
+        let id = match owner.kind {
+            Kind::Upstream => owner.id.clone(),
+            _ => owner.to_string().into(),
+        };
+        Arc::new(super::nodes::pool(id, upstream, store, &self.live, self.seed))
     }
 
-    /// A pool that is written inside another object.
-    fn inline(&mut self, owner: &Owner, upstream: &Upstream, store: &Store) -> Arc<Pool> {
-        let pool = self.pool(owner, upstream, store);
-        self.snapshot.inline.insert(pool.id.clone(), pool.clone());
-        pool
-    }
-
-    fn forget_names(&mut self, owner: &Owner) {
-        for name in self.owned_names.remove(owner).unwrap_or_default() {
-            self.names_changed = true;
-            if let Some(owners) = self.names.get_mut(&name) {
-                owners.remove(owner);
-                if owners.is_empty() {
-                    self.names.remove(&name);
-                }
-            }
+    /// Lists an object as rejected, or no longer.
+    fn review(&mut self, key: &Key, store: &Store) {
+        let refused = store.rejection(key).filter(|_| self.reaches(key));
+        let listed = &mut self.snapshot.rejected;
+        match refused {
+            Some(refused) if listed.get(key) == Some(refused) => {}
+            Some(refused) => listed.insert(key.clone(), refused.clone()),
+            None => listed.remove(key),
         }
     }
 
     /// Objects that only HTTP uses are listed by `check`, and count nowhere.
-    fn reaches(&self, rejected: &Rejected) -> bool {
-        match rejected.key.kind {
-            Kind::Upstream => self.upstream_users.contains_key(&rejected.key.id),
-            Kind::Service => self.service_users.contains_key(&rejected.key.id),
+    fn reaches(&self, key: &Key) -> bool {
+        match key.kind {
+            Kind::Upstream => self.shared.contains_key(key),
+            Kind::Service => self.services.contains_key(&key.id),
             _ => true,
         }
     }
 }
 
-/// Ids whose parts of the snapshot are built anew.
-#[derive(Debug, Default)]
-struct Dirty {
-    routes: BTreeSet<Arc<str>>,
-    services: HashSet<Arc<str>>,
-    upstreams: HashSet<Arc<str>>,
+fn is_shared(key: &Key) -> bool {
+    matches!(key.kind, Kind::Upstream | Kind::Service)
 }
 
 fn service<'a>(store: &'a Store, id: &Arc<str>) -> Option<&'a Arc<Service>> {
     match &store.entry(&Key::new(Kind::Service, id.clone()))?.object {
         Object::Service(service) => Some(service),
         _ => None,
+    }
+}
+
+/// The upstream that an object is, or that is written in it.
+fn shared_upstream<'a>(key: &Key, store: &'a Store) -> Option<&'a Arc<Upstream>> {
+    match &store.entry(key)?.object {
+        Object::Upstream(upstream) => Some(upstream),
+        Object::Service(service) => service.upstream.as_ref(),
+        _ => None,
+    }
+}
+
+/// Reports whether two services are one object, or both are missing.
+fn same(one: Option<&Arc<Service>>, other: Option<&Arc<Service>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (one, other) => one.is_none() && other.is_none(),
     }
 }
 

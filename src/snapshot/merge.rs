@@ -11,8 +11,8 @@ pub(super) enum Origin<'a> {
     Id(&'a Arc<str>),
     /// Written inside the route.
     Route(&'a Arc<Upstream>),
-    /// Written inside the service.
-    Service(&'a Arc<Upstream>),
+    /// Written inside the service of this id.
+    Service(&'a Arc<str>),
     /// The service does not exist.
     MissingService(&'a Arc<str>),
     /// Nowhere.
@@ -46,8 +46,8 @@ pub(super) fn merge<'a>(route: &'a StreamRoute, service: Option<&'a Arc<Service>
     };
     let origin = if let Some(upstream) = &route.upstream {
         Origin::Route(upstream)
-    } else if let Some(upstream) = &service.upstream {
-        Origin::Service(upstream)
+    } else if service.upstream.is_some() {
+        Origin::Service(service_id)
     } else {
         service.upstream_id.as_ref().map_or(Origin::Nothing, Origin::Id)
     };

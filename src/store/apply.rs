@@ -196,6 +196,11 @@ impl Store {
         }
     }
 
+    /// Forgets the addresses of a name that nobody asks for.
+    pub fn forget_name(&mut self, name: &str) {
+        self.addresses.remove(name);
+    }
+
     /// Forgets the addresses of names that nobody asks for any more.
     pub fn retain_names(&mut self, wanted: impl Fn(&str) -> bool) {
         self.addresses.retain(|name, _| wanted(name));

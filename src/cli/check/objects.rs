@@ -42,7 +42,7 @@ fn remarked(key: &Key, remark: &Remark) -> Finding {
 
 fn refused(loaded: &Loaded, rejected: &Rejected) -> Finding {
     // The snapshot lists those that a stream_route reaches.
-    let ours = loaded.snapshot.rejected().iter().any(|other| other.key == rejected.key);
+    let ours = loaded.snapshot.rejection(&rejected.key).is_some();
     if ours {
         finding(Level::Rejected, rejected.rule, &rejected.key, rejected.reason.to_string())
     } else {

@@ -28,8 +28,8 @@ pub(super) fn explain(
     for rest in &explanation.rest {
         writeln!(out, "not    {rest}")?;
     }
-    let refused = snapshot.rejected().iter().filter(|refused| refused.key.kind == Kind::StreamRoute);
-    for refused in refused {
+    let refused = snapshot.rejected().into_iter();
+    for refused in refused.filter(|refused| refused.key.kind == Kind::StreamRoute) {
         writeln!(out, "rejected {}: {}", refused.key, refused.reason)?;
     }
     if loaded.from_etcd {
