@@ -247,6 +247,11 @@ fn told(errors: &[ListenError]) -> anyhow::Error {
     anyhow!("{}", lines.join("\n"))
 }
 
+/// Descriptors that a worker needs for listens: UDP ones also watch the sockets of their associations.
+fn listening(config: &Config) -> usize {
+    config.listens.iter().map(|listen| if listen.transport == Transport::Udp { 2 } else { 1 }).sum()
+}
+
 /// What the workers share, with the limits of the process.
 fn shared(
     config: &Config,
@@ -256,7 +261,7 @@ fn shared(
 ) -> anyhow::Result<Shared> {
     let descriptors = limits::raise_descriptors().context("cannot raise the limit on descriptors")?;
     let pipes = limits::for_pipes(descriptors, PIPE_SIZE);
-    let free = limits::for_sessions(descriptors, config.listens.len() * config.workers + 2 * pipes);
+    let free = limits::for_sessions(descriptors, listening(config) * config.workers + 2 * pipes);
     let sessions = config.limits.sessions.unwrap_or(free / 2);
     metrics.sessions_limit.set(crate::metrics::count(sessions));
     if config.limits.sessions.is_none() && sessions < FEW_SESSIONS {
@@ -269,8 +274,8 @@ fn shared(
     let udp_associations = limits::for_associations(wanted, free);
     if udp_associations < wanted && config.listens.iter().any(|listen| listen.transport == Transport::Udp) {
         tracing::info!(
-            "UDP associations are limited to {udp_associations}, not {wanted}: half of the descriptors stay for TCP \
-             sessions; raise LimitNOFILE for more"
+            "UDP associations are limited to {udp_associations}, not {wanted}: a third of the descriptors stays for \
+             TCP sessions; raise LimitNOFILE for more"
         );
     }
     metrics.udp_associations_limit.set(crate::metrics::count(udp_associations));

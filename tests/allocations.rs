@@ -35,12 +35,11 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 /// 5. the watch for a reset once one side has closed (`proxy::relay::Relay::check_reset`): tokio's future
 ///    of it is larger than what a session that is open both ways should keep room for.
 const CONNECTION: u64 = 5;
-/// Blocks for a UDP association: its task, the `ScheduledIo` of its socket, and what the task and
-/// the table share of the socket.
-const ASSOCIATION: u64 = 3;
 /// Blocks for pipes, in either direction: one that nobody needed for a second is closed, and the next
 /// bulk flow makes another, with room for it in the list of free ones.
 const PIPES: u64 = 8;
+/// Blocks for a UDP association: none. It is a place in the tables, and its socket is not the runtime's.
+const ASSOCIATION: u64 = 0;
 /// Blocks that tables may take while they grow, whatever is put in.
 const GROWTH: u64 = 4;
 

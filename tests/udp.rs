@@ -1,6 +1,8 @@
 //! UDP associations through a gateway in this process.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "support/datagrams.rs"]
+mod datagrams;
 #[path = "support/gateway.rs"]
 mod gateway;
 
@@ -14,50 +16,8 @@ use streamgate::resource::Timeouts;
 use streamgate::session::{End, Outcome, Traffic, Transport};
 use streamgate::snapshot::Target;
 
+use datagrams::{arrives, check_round_trip, client, datagrams, hears, passes_in_a_network, serving};
 use gateway::{Gateway, Setup, listen, poll_until, pool, settings, udp};
-
-fn datagrams() -> Listen {
-    listen(Transport::Udp, "127.0.0.1")
-}
-
-/// A gateway with one node, which the test plays.
-fn serving(setup: &Setup, listen: Listen) -> (Gateway, SocketAddr, UdpSocket) {
-    let (node, addr) = udp("127.0.0.1");
-    let (gateway, at) = Gateway::serving(setup, listen, pool(settings(), &[addr]));
-    (gateway, at, node)
-}
-
-/// A client that hears only `at`.
-fn client(at: SocketAddr) -> UdpSocket {
-    let (socket, _) = udp("127.0.0.1");
-    socket.connect(at).unwrap();
-    socket
-}
-
-/// What arrives next at the node, and where an answer has to go.
-#[track_caller]
-fn arrives(node: &UdpSocket, payload: &[u8]) -> SocketAddr {
-    let mut buffer = vec![0; 65_536];
-    let (len, from) = node.recv_from(&mut buffer).expect("nothing arrived");
-    assert!(buffer[..len] == *payload, "{len} bytes instead of {}", payload.len());
-    from
-}
-
-#[track_caller]
-fn hears(client: &UdpSocket, payload: &[u8]) {
-    let mut buffer = vec![0; 65_536];
-    let len = client.recv(&mut buffer).expect("nothing arrived");
-    assert!(buffer[..len] == *payload, "{len} bytes instead of {}", payload.len());
-}
-
-#[track_caller]
-fn check_round_trip(client: &UdpSocket, node: &UdpSocket, payload: &[u8]) -> SocketAddr {
-    client.send(payload).unwrap();
-    let association = arrives(node, payload);
-    node.send_to(payload, association).unwrap();
-    hears(client, payload);
-    association
-}
 
 #[test]
 fn datagrams_go_both_ways_whole_and_on_one_association() {
@@ -254,18 +214,7 @@ fn ipv6_is_served_as_ipv4_is() {
 /// On a host's own wildcard address anybody could write to the test; in a network namespace nobody can.
 #[test]
 fn a_wildcard_listen_answers_from_the_address_that_was_asked() {
-    let inner = std::env::current_exe().unwrap();
-    let script = "ip link set lo up && exec \"$0\" --exact inside_a_namespace --ignored";
-    let run = std::process::Command::new("unshare")
-        .args(["--map-root-user", "--net", "sh", "-c", script])
-        .arg(inner)
-        .output();
-    let Ok(run) = run else { return println!("skipped: no unshare(1)") };
-    let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
-    if out.is_empty() {
-        return println!("skipped: no network namespace to be had: {err}");
-    }
-    assert!(out.contains("1 passed"), "{out}{err}");
+    passes_in_a_network("inside_a_namespace", r#"ip link set lo up; exec "$0" "$@""#);
 }
 
 #[test]

@@ -11,7 +11,12 @@ pub struct Counter(AtomicU64);
 impl Counter {
     /// Counts one.
     pub fn add_one(&self) {
-        self.0.fetch_add(1, Relaxed);
+        self.add(1);
+    }
+
+    /// Counts so many.
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count, Relaxed);
     }
 
     /// The count.

@@ -10,17 +10,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
-use rustix::net::sockopt;
 use socket2::{Domain, Socket, Type};
 
+use crate::net::datagram;
 use crate::net::holder::{self, Holder};
 use crate::session::Transport;
 
 /// Connections that wait for `accept`; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-
-/// Receive buffer of a UDP socket in bytes: about a tenth of a second of small datagrams at full rate.
-const DATAGRAM_BUFFER: usize = 4 << 20;
 
 /// What to bind.
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +116,7 @@ fn socket(plan: &Plan, addr: SocketAddr, reuse_port: bool) -> io::Result<Socket>
             if addr.ip().is_unspecified() {
                 streamgate_sys::datagram::enable_packet_info(socket.as_fd(), addr.is_ipv6())?;
             }
-            enlarge_buffer(&socket);
+            datagram::prepare(&socket);
         }
     }
     socket.bind(&addr.into())?;
@@ -130,20 +127,12 @@ fn local_addr(socket: &Socket) -> io::Result<SocketAddr> {
     socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("the socket has no internet address"))
 }
 
-/// Past `net.core.rmem_max` only `CAP_NET_ADMIN` may go; what the kernel gave is read back later.
-fn enlarge_buffer(socket: &Socket) {
-    if sockopt::set_socket_recv_buffer_size_force(socket, DATAGRAM_BUFFER).is_err() {
-        let _ = socket.set_recv_buffer_size(DATAGRAM_BUFFER);
-    }
-}
-
 fn buffer_warning(transport: Transport, socket: &Socket) -> Option<String> {
-    // The kernel doubles what it is asked for, and says so (socket(7), SO_RCVBUF).
-    let got = socket.recv_buffer_size().ok()? / 2;
-    (transport == Transport::Udp && got < DATAGRAM_BUFFER).then(|| {
+    let (wanted, got) = (datagram::BUFFER, datagram::received_buffer(socket).ok()?);
+    (transport == Transport::Udp && got < wanted).then(|| {
         format!(
-            "its receive buffer is {got} bytes instead of {DATAGRAM_BUFFER}, so bursts of datagrams may be \
-             lost; set net.core.rmem_max to {DATAGRAM_BUFFER} or give the process CAP_NET_ADMIN"
+            "its receive buffer is {got} bytes instead of {wanted}, so bursts of datagrams may be lost; set \
+             net.core.rmem_max to {wanted} or give the process CAP_NET_ADMIN"
         )
     })
 }

@@ -47,12 +47,12 @@ fn pipes(limit: usize, size: usize, allowed: Option<usize>) -> usize {
     (limit / 64).min(memory / size)
 }
 
-/// UDP associations there may be, of `wanted`, where sessions may take `descriptors`: half of them at
-/// most. A flood of datagrams needs no handshake, and would else keep every TCP client out for as long
+/// UDP associations there may be, of `wanted`, where sessions may take `descriptors`: two thirds of them
+/// at most. A flood of datagrams needs no handshake, and would else keep every TCP client out for as long
 /// as associations idle.
 #[must_use]
 pub fn for_associations(wanted: usize, descriptors: usize) -> usize {
-    wanted.min(descriptors / 2).max(1)
+    wanted.min(descriptors / 3 * 2).max(1)
 }
 
 #[cfg(test)]
@@ -67,8 +67,8 @@ mod tests {
 
     #[test]
     fn associations_leave_room_for_connections() {
-        assert_eq!(for_associations(65_536, 19_000), 9_500);
-        assert_eq!(for_associations(100, 19_000), 100);
+        assert_eq!(for_associations(65_536, 19_500), 13_000);
+        assert_eq!(for_associations(100, 19_500), 100);
         assert_eq!(for_associations(100, 1), 1);
     }
 

@@ -2,56 +2,70 @@
 //!
 //! The first datagram is routed as a connection is; further ones go the same way without a look at
 //! the configuration. Each association has a connected socket of its own, so the kernel sorts the
-//! answers, and a task that passes them back from the address the client wrote to. Nothing waits
-//! but those tasks: what cannot be sent to a node at once is dropped, as a full router would.
+//! answers, which go back from the address the client wrote to. Both ways work in batches: what is
+//! there is received with one call, and what goes to one socket leaves with one call. A turn is a
+//! batch; then others get theirs.
+//!
+//! - `question`: from clients to nodes; `answer`: back; `association`: how one begins and what it sends
+//! - `flight`: which datagrams leave as one message; `batch`: what a turn works with
+//! - `nodes`: which associations have heard from their node
 
+mod answer;
 mod association;
+mod batch;
+mod flight;
+mod nodes;
+mod question;
 
 use std::cell::{Cell, RefCell};
 use std::future;
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant as StdInstant};
 
-use streamgate_sys::datagram::{self, Local, Received};
-use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
-use tokio::task;
 use tokio::time::{self, Instant};
 
-use crate::flow::Key;
 use crate::flow::Table;
 use crate::proxy::worker::Worker;
 use crate::proxy::workers::{Closing, Door};
 use crate::session::End;
 
 use self::association::Association;
+use self::batch::Batches;
+use self::nodes::Nodes;
 
-/// No datagram is longer (RFC 768: the length field has 16 bits).
-const LONGEST: usize = 65_535;
-/// Datagrams taken from a socket before others get their turn.
-const BATCH: u32 = 64;
-/// After an error of the listening socket itself, which should not be.
+/// After an error of a socket itself, which should not be.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// A listening socket of one worker.
 #[derive(Debug)]
 pub(super) struct Inlet {
     /// Tells its associations from those of other sockets.
-    pub(super) id: u64,
-    pub(super) socket: Rc<UdpSocket>,
-    pub(super) door: Door,
+    id: u64,
+    socket: UdpSocket,
+    door: Door,
+    nodes: Nodes,
+}
+
+impl Inlet {
+    /// One to be served by this thread's runtime.
+    pub(super) fn new(id: u64, socket: std::net::UdpSocket, door: Door) -> io::Result<Self> {
+        Ok(Self { id, socket: UdpSocket::from_std(socket)?, door, nodes: Nodes::new()? })
+    }
+
+    /// Reports whether clients may have written to one of several addresses.
+    fn is_wildcard(&self) -> bool {
+        self.door.addr.ip().is_unspecified()
+    }
 }
 
 /// The associations of a worker.
 #[derive(Debug)]
 pub(super) struct Associations {
     table: RefCell<Table<Association>>,
-    /// Where datagrams are read into; they are sent on before anything else is read.
-    scratch: RefCell<Box<[u8]>>,
+    batches: Batches,
     /// What [`expire`] sleeps until, and how it is told of an earlier deadline.
     armed: Cell<Option<StdInstant>>,
     earlier: Notify,
@@ -62,7 +76,7 @@ impl Associations {
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             table: RefCell::new(Table::new(capacity)),
-            scratch: RefCell::new(vec![0; LONGEST].into_boxed_slice()),
+            batches: Batches::default(),
             armed: Cell::new(None),
             earlier: Notify::new(),
         }
@@ -72,6 +86,11 @@ impl Associations {
     pub(super) fn clear(&self) {
         let all = self.table.replace(Table::new(1));
         drop(all);
+    }
+
+    /// Gives back memory that nobody has used since the call before.
+    pub(super) fn sweep(&self) {
+        self.batches.sweep();
     }
 
     /// Ends those that have been idle for too long.
@@ -111,73 +130,21 @@ async fn until(deadline: Option<StdInstant>) {
     }
 }
 
-/// Receives until told to close; the associations of the socket end with it.
-pub(super) async fn run(worker: Rc<Worker>, inlet: Inlet, mut closing: Closing) {
+/// Serves a listening socket until told to close; its associations end with it.
+pub(super) async fn run(worker: Rc<Worker>, inlet: Inlet, closing: Closing) {
     let _alive = worker.alive.enter();
-    let inlet = Rc::new(inlet);
-    let closed = loop {
-        tokio::select! {
-            biased;
-            closed = &mut closing => break closed,
-            _ = inlet.socket.readable() => {}
-        }
-        match receive(&worker, &inlet) {
-            Ok(()) => task::yield_now().await,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => {
-                if worker.may_complain() {
-                    tracing::error!(addr = %inlet.door.addr, %error, "receiving datagrams pauses");
-                }
-                time::sleep(PAUSE).await;
-            }
-        }
+    let closed = tokio::select! {
+        biased;
+        closed = closing => closed,
+        never = question::pass_on(&worker, &inlet) => match never {},
+        never = answer::pass_back(&worker, &inlet) => match never {},
     };
     let ended = worker.udp.table.borrow_mut().remove_socket(inlet.id);
     for association in ended {
         association.finish(End::Drained, Some("its listen was closed".into()));
     }
-    // Their tasks were told to end and hold the socket until they get their turn to.
-    while Rc::strong_count(&inlet) > 1 {
-        task::yield_now().await;
-    }
     drop(inlet);
     if let Ok(closed) = closed {
         let _ = closed.send(());
-    }
-}
-
-/// Takes a batch; an error where there was less, most often that nothing more is there.
-fn receive(worker: &Rc<Worker>, inlet: &Rc<Inlet>) -> io::Result<()> {
-    let now = Instant::now().into_std();
-    worker.udp.end_expired(now);
-    let mut scratch = worker.udp.scratch.borrow_mut();
-    for _ in 0..BATCH {
-        let socket = &inlet.socket;
-        let received =
-            socket.try_io(Interest::READABLE, || datagram::recv_msg(socket.as_fd(), &mut scratch))?;
-        let bytes = scratch.get(..received.len).unwrap_or_default();
-        pass_on(worker, inlet, &received, bytes, now);
-    }
-    Ok(())
-}
-
-/// Sends a client's datagram to its node; the first one finds the node.
-fn pass_on(worker: &Rc<Worker>, inlet: &Rc<Inlet>, received: &Received, bytes: &[u8], now: StdInstant) {
-    let (server, from) = local_of(inlet, received);
-    let key = Key { socket: inlet.id, client: received.peer, local: server };
-    if let Some(association) = worker.udp.table.borrow_mut().touch(&key, now) {
-        association.send(bytes, &worker.shared.node);
-        return;
-    }
-    association::begin(worker, inlet, key, from, bytes);
-}
-
-/// The address the client wrote to, and what makes answers come from there.
-fn local_of(inlet: &Inlet, received: &Received) -> (SocketAddr, Option<Local>) {
-    let bound = inlet.door.addr;
-    match received.local.filter(|_| bound.ip().is_unspecified()) {
-        Some(local) => (SocketAddr::new(local.ip, bound.port()), Some(local)),
-        // A socket bound to one address answers from there anyway.
-        None => (bound, None),
     }
 }

@@ -115,6 +115,7 @@ impl Worker {
         loop {
             second.tick().await;
             self.pipes.sweep();
+            self.udp.sweep();
             // An idle worker would keep the snapshot of its last session.
             self.snapshot.borrow_mut().0.load();
         }

@@ -11,7 +11,7 @@ use std::thread;
 
 use arc_swap::ArcSwap;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
@@ -229,8 +229,8 @@ fn begin(worker: &Rc<Worker>, id: u64, socket: Listening, door: Door, closing: C
             task::spawn_local(accept::run(worker, listener, door, closing));
         }
         Listening::Udp(socket) => {
-            let socket = Rc::new(UdpSocket::from_std(socket)?);
-            task::spawn_local(udp::run(worker, udp::Inlet { id, socket, door }, closing));
+            let inlet = udp::Inlet::new(id, socket, door)?;
+            task::spawn_local(udp::run(worker, inlet, closing));
         }
     }
     Ok(())

@@ -1,9 +1,11 @@
 //! System calls that the safe crates lack: the only unsafe code of streamgate.
 //!
-//! - [`datagram`] one datagram with its peer and the local address it was sent to, and one back from
-//!   that address. Batches (`recvmmsg`, `sendmmsg`) and segments (GRO, GSO) are further control
-//!   messages and further calls over the same two building blocks:
+//! - [`datagram`] what a datagram socket is told once: packet info, GRO
+//! - [`receive`] batches of datagrams with their peers, local addresses and segment sizes
+//! - [`send`] batches of datagrams, each with its own peer, source address and segment size
+//! - [`watched`] a descriptor watched by the runtime
 //! - [`tcp`] what the kernel knows of a connection
+//! - `arena`: the memory datagrams lie in
 //! - `address`: socket addresses to and from the kernel's form
 //! - `control`: control messages, read and written
 //!
@@ -12,6 +14,10 @@
 pub mod allocation;
 
 mod address;
+mod arena;
 mod control;
 pub mod datagram;
+pub mod receive;
+pub mod send;
 pub mod tcp;
+pub mod watched;
