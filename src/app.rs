@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +38,8 @@ const EVENTS: usize = 1024;
 const FEW_SESSIONS: usize = 1000;
 /// Outcomes that wait for the log; what comes on top is counted and lost.
 const OUTCOMES: usize = 4096;
+/// How long the end of the process waits for the log to take the last outcomes.
+const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// What the command line adds to config.yaml.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +59,8 @@ pub struct Gateway {
     listens: Listens,
     workers: Workers,
     drain: Drain,
+    /// Writes what became of sessions; ends when the workers have.
+    log: JoinHandle<()>,
     first_state: oneshot::Receiver<()>,
     /// Everything but the workers ends with it.
     background: CancellationToken,
@@ -84,7 +89,7 @@ impl Gateway {
         let published = Published::default();
         let background = CancellationToken::new();
 
-        let shared = shared(&config, &published, totals.clone(), &metrics)?;
+        let (shared, log) = shared(&config, &published, totals.clone(), &metrics)?;
         let drain = Drain::new();
         let crew = Crew { count: config.workers, pinned: config.cpu_affinity };
         let workers = Workers::start(crew, &shared, &drain.watch()).context("cannot start workers")?;
@@ -124,6 +129,7 @@ impl Gateway {
             listens,
             workers,
             drain,
+            log,
             first_state,
             background,
             metrics_addr,
@@ -210,6 +216,8 @@ impl Gateway {
         }
         // Threads that have said goodbye end at once.
         let _ = tokio::task::spawn_blocking(move || self.workers.join()).await;
+        // It has their last outcomes and nothing more to wait for; a log that blocks is not waited for.
+        let _ = tokio::time::timeout(LAST_LINES, self.log).await;
         self.background.cancel();
     }
 }
@@ -252,13 +260,13 @@ fn listening(config: &Config) -> usize {
     config.listens.iter().map(|listen| if listen.transport == Transport::Udp { 2 } else { 1 }).sum()
 }
 
-/// What the workers share, with the limits of the process.
+/// What the workers share, with the limits of the process, and what writes the outcomes they hand on.
 fn shared(
     config: &Config,
     published: &Published,
     totals: Arc<Totals>,
     metrics: &Metrics,
-) -> anyhow::Result<Shared> {
+) -> anyhow::Result<(Shared, JoinHandle<()>)> {
     let descriptors = limits::raise_descriptors().context("cannot raise the limit on descriptors")?;
     let pipes = limits::for_pipes(descriptors, PIPE_SIZE);
     let free = limits::for_sessions(descriptors, listening(config) * config.workers + 2 * pipes);
@@ -280,8 +288,8 @@ fn shared(
     }
     metrics.udp_associations_limit.set(crate::metrics::count(udp_associations));
     let (outcomes, received) = mpsc::channel(OUTCOMES);
-    tokio::spawn(log::outcomes(received));
-    Ok(Shared {
+    let log = tokio::spawn(log::outcomes(received));
+    let shared = Shared {
         published: published.clone(),
         node: Arc::new(NodeCounters::default()),
         totals,
@@ -292,7 +300,8 @@ fn shared(
         descriptors: Budget::new(free),
         pipes: Budget::new(pipes),
         udp_associations,
-    })
+    };
+    Ok((shared, log))
 }
 
 /// Binds and serves the metrics and the status pages; their real addresses.
