@@ -96,12 +96,18 @@ pub struct Tried {
     further: Vec<Arc<str>>,
 }
 
-/// A chosen node. Dropping it ends its session in the balancer's counts.
+/// A chosen node.
 #[derive(Debug)]
 pub struct Picked {
     /// The node.
     pub node: PoolNode,
+    /// The session in the balancer's counts.
+    pub assigned: Assigned,
 }
+
+/// Counts a session as the node's, for the balancer, until it is dropped.
+#[derive(Debug)]
+pub struct Assigned(Arc<Stats>);
 
 impl Pool {
     /// A pool of these nodes, of which no two have the same label. `seed` decides where a round
@@ -284,13 +290,13 @@ impl Tried {
 impl Picked {
     fn new(node: &PoolNode) -> Self {
         node.stats.assign();
-        Self { node: node.clone() }
+        Self { node: node.clone(), assigned: Assigned(node.stats.clone()) }
     }
 }
 
-impl Drop for Picked {
+impl Drop for Assigned {
     fn drop(&mut self) {
-        self.node.stats.unassign();
+        self.0.unassign();
     }
 }
 

@@ -13,6 +13,7 @@ pub mod totals;
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -164,6 +165,14 @@ impl Stats {
 /// Holds a session in [`Stats::active`] until dropped.
 #[derive(Debug)]
 pub struct ActiveGuard(Arc<Stats>);
+
+impl Deref for ActiveGuard {
+    type Target = Stats;
+
+    fn deref(&self) -> &Stats {
+        &self.0
+    }
+}
 
 impl Drop for ActiveGuard {
     fn drop(&mut self) {

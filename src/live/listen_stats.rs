@@ -1,6 +1,7 @@
 //! What happens on one listen: the live numbers behind `apisix_stream_active_connections` and
 //! `apisix_stream_bandwidth`, whatever route its sessions take.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -99,6 +100,14 @@ impl ListenStats {
 /// Holds a session in [`ListenStats::active`] until dropped.
 #[derive(Debug)]
 pub struct ListenGuard(Arc<ListenStats>);
+
+impl Deref for ListenGuard {
+    type Target = ListenStats;
+
+    fn deref(&self) -> &ListenStats {
+        &self.0
+    }
+}
 
 impl Drop for ListenGuard {
     fn drop(&mut self) {

@@ -277,9 +277,10 @@ mod tests {
             worker.shared.descriptors.take(2).unwrap(),
             worker.place.loads.enter(0),
         );
-        // Most sessions idle most of the time: what one keeps then is this, beside its two sockets.
+        // Most sessions idle most of the time: what one keeps then is this, beside its two sockets. The
+        // runtime adds 104 bytes and rounds to a multiple of 128.
         let size = size_of_val(&tcp::serve(stream, record, permits));
-        assert!(size <= 1112, "{size} bytes");
+        assert!(size <= 920, "{size} bytes");
     }
 
     #[test]

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::balance::{Picked, Pool};
+use crate::balance::{Assigned, Picked, Pool};
 use crate::config::Listen;
 use crate::live::ActiveGuard;
-use crate::live::listen_stats::{ListenGuard, ListenStats};
+use crate::live::listen_stats::ListenGuard;
 use crate::proxy::worker::{Living, Refusal, Worker};
 use crate::proxy::workers::Door;
 use crate::session::{End, Inbound, Outcome, Traffic};
@@ -29,12 +29,12 @@ pub(super) struct Record {
     /// The code of the plugin that refused it.
     pub(super) denied: Option<u16>,
     pub(super) worker: Rc<Worker>,
-    door: Arc<ListenStats>,
-    _inside: ListenGuard,
+    door: ListenGuard,
     started: Instant,
     route: Option<(Arc<Route>, ActiveGuard)>,
-    /// The node being tried or in use.
-    node: Option<(Picked, ActiveGuard)>,
+    /// The statistics of the node being tried or in use, where the session counts as active and, for
+    /// the balancer, as assigned.
+    node: Option<(ActiveGuard, Assigned)>,
     /// Label of the node last tried.
     tried: Option<Arc<str>>,
     traffic: Traffic,
@@ -51,8 +51,7 @@ impl Record {
         Self {
             inbound,
             listen: door.settings.load_full(),
-            door: door.stats.clone(),
-            _inside: door.stats.enter(),
+            door: door.stats.enter(),
             upstream: None,
             attempts: 0,
             denied: None,
@@ -93,15 +92,20 @@ impl Record {
     /// Notes that a node is tried and counts the session in there.
     pub(super) fn attempt(&mut self, picked: Picked) {
         self.attempts += 1;
-        self.tried = Some(picked.node.label.clone());
-        let guard = picked.node.stats.enter();
-        self.node = Some((picked, guard));
+        let Picked { node, assigned } = picked;
+        self.node = Some((node.stats.enter(), assigned));
+        self.tried = Some(node.label);
+    }
+
+    /// Label of the node last tried; empty where none was.
+    pub(super) fn tried(&self) -> &str {
+        self.tried.as_deref().unwrap_or_default()
     }
 
     /// Notes that the node being tried was not reached.
     pub(super) fn attempt_failed(&mut self) {
-        if let Some((picked, _guard)) = self.node.take() {
-            picked.node.stats.ended(End::ConnectFailed);
+        if let Some((node, _assigned)) = self.node.take() {
+            node.ended(End::ConnectFailed);
         }
     }
 
@@ -116,8 +120,8 @@ impl Record {
         if let Some((route, _)) = &self.route {
             route.stats.connect.record(took);
         }
-        if let Some((picked, _)) = &self.node {
-            picked.node.stats.connect.record(took);
+        if let Some((node, _)) = &self.node {
+            node.connect.record(took);
         }
     }
 
@@ -133,10 +137,7 @@ impl Record {
             self.door.add_sent(moved.sent);
             self.door.add_upstream_received(moved.sent);
         }
-        let stats = [
-            self.route.as_ref().map(|(route, _)| &route.stats),
-            self.node.as_ref().map(|(picked, _)| &picked.node.stats),
-        ];
+        let stats = [self.route.as_ref().map(|(_, stats)| stats), self.node.as_ref().map(|(stats, _)| stats)];
         for stats in stats.into_iter().flatten() {
             if moved.received > 0 {
                 stats.add_received(moved.received);
@@ -165,8 +166,8 @@ impl Record {
             route.stats.ended(end);
             route.stats.duration.record(duration);
         }
-        if let Some((picked, _)) = &self.node {
-            picked.node.stats.ended(end);
+        if let Some((node, _)) = &self.node {
+            node.ended(end);
         }
         let unread = end.is_normal() && !self.worker.shared.every_outcome;
         // Most sessions end normally on routes without APISIX's series: nobody would read of them.

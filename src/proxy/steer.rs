@@ -15,7 +15,7 @@ const MARGIN_PART: usize = 8;
 
 /// Sessions of each worker.
 #[derive(Clone, Debug)]
-pub(super) struct Loads(Arc<[Load]>);
+pub(super) struct Loads(Arc<Vec<Load>>);
 
 /// On a cache line of its own: its worker writes it for each connection.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ pub(super) struct Seat {
 impl Loads {
     /// `count` workers without sessions.
     pub(super) fn new(count: usize) -> Self {
-        Self((0..count).map(|_| Load::default()).collect())
+        Self(Arc::new((0..count).map(|_| Load::default()).collect()))
     }
 
     /// Counts a session in; the seat counts it out.

@@ -91,10 +91,10 @@ async fn reach(pool: &Pool, record: &mut Record, mut timer: Pin<&mut Sleep>) -> 
         let Some(picked) = pool.pick(&record.inbound, |_| true, &mut tried) else {
             return Err(nobody_left(pool, record.attempts, failures));
         };
-        let node = picked.node.clone();
+        let addr = picked.node.addr;
         record.attempt(picked);
         let started = Instant::now();
-        match dial::connect(node.addr, settings.timeouts.connect, timer.as_mut()).await {
+        match dial::connect(addr, settings.timeouts.connect, timer.as_mut()).await {
             Ok(stream) => {
                 record.connected(started.elapsed());
                 record.count_connect();
@@ -105,7 +105,7 @@ async fn reach(pool: &Pool, record: &mut Record, mut timer: Pin<&mut Sleep>) -> 
                 if error.is_exhaustion() {
                     return Err((End::Limit, error.to_string()));
                 }
-                describe(&mut failures, record.attempts, &node.label, &error);
+                describe(&mut failures, record, &error);
             }
         }
         if record.attempts >= settings.attempts {
@@ -127,12 +127,13 @@ fn nobody_left(pool: &Pool, attempts: u32, mut failures: String) -> Refusal {
     (End::ConnectFailed, failures)
 }
 
-fn describe(failures: &mut String, attempt: u32, label: &str, error: &DialError) {
+fn describe(failures: &mut String, record: &Record, error: &DialError) {
+    let attempt = record.attempts;
     if attempt > ATTEMPTS_DESCRIBED {
         return;
     }
     let separator = if failures.is_empty() { "" } else { "; " };
-    let _ = write!(failures, "{separator}{label}: {error}");
+    let _ = write!(failures, "{separator}{}: {error}", record.tried());
     if attempt == ATTEMPTS_DESCRIBED {
         failures.push_str("; and so on");
     }
