@@ -4,6 +4,7 @@
 //! - [`receive`] batches of datagrams with their peers, local addresses and segment sizes
 //! - [`send`] batches of datagrams, each with its own peer, source address and segment size
 //! - [`watched`] a descriptor watched by the runtime
+//! - [`segment`] segmentation offload of a whole socket, for senders whose datagrams have one size
 //! - [`tcp`] what the kernel knows of a connection
 //! - `arena`: the memory datagrams lie in
 //! - `address`: socket addresses to and from the kernel's form
@@ -18,6 +19,7 @@ mod arena;
 mod control;
 pub mod datagram;
 pub mod receive;
+pub mod segment;
 pub mod send;
 pub mod tcp;
 pub mod watched;
