@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BINARY := target/release/streamgate
 
-.PHONY: help deps build run test soak lint doc bench bench-instructions compose-check clean
+.PHONY: help deps build run test soak lint doc bench bench-smoke bench-instructions compose-check clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,9 +34,13 @@ lint: deps ## formatting, lints, documentation
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
-bench: build ## the numbers of docs/performance.md
+bench: build ## the numbers of docs/performance.md, beside nginx, HAProxy and Envoy (ARGS: see benches/run.sh)
 	cargo build --release --locked -p streamgate-conformance
-	benches/run.sh
+	benches/run.sh $(ARGS)
+
+bench-smoke: build ## that comparison in a minute, without limits: does it still measure?
+	cargo build --release --locked -p streamgate-conformance
+	BENCH=smoke benches/run.sh $(ARGS)
 
 bench-instructions: build ## user-space instructions a connection, a request, a datagram, against benches/instructions.txt
 	cargo build --release --locked -p streamgate-conformance --bin instructions

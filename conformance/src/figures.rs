@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde_json::{Value, json};
+
 /// One figure, measured several times.
 #[derive(Clone, Debug)]
 pub struct Figure {
@@ -38,6 +40,13 @@ impl Figure {
         self.samples.get(last * share / 100).copied().unwrap_or(f64::NAN)
     }
 
+    /// The figure for a program.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let Self { what, unit, limit, samples } = self;
+        json!({"figure": what, "unit": unit, "limit": limit, "samples": samples})
+    }
+
     /// Reports whether the median keeps the limit. What was not measured does not.
     #[must_use]
     pub fn holds(&self) -> bool {
@@ -65,7 +74,8 @@ impl fmt::Display for Figure {
 }
 
 /// Three digits that count.
-fn short(value: f64) -> String {
+#[must_use]
+pub fn short(value: f64) -> String {
     let decimals = match value.abs() {
         100.0.. => 0,
         10.0.. => 1,

@@ -3,8 +3,11 @@
 //! Nothing here links the gateway: it is driven through its command line, its sockets and etcd, as
 //! a user would.
 
+pub mod compare;
 pub mod echo;
 pub mod etcd;
 pub mod figures;
 pub mod gateway;
+pub mod machine;
 pub mod process;
+pub mod routes;

@@ -1,5 +1,6 @@
-//! `bench GATEWAY [latency N | load N | start N | scrape N | flat N | criterion FOLDER]…`: the
-//! numbers of docs/performance.md, with a real etcd, each beside its limit.
+//! `bench GATEWAY [latency N | load N | start N | scrape N | flat N | criterion FOLDER | json FILE]…`:
+//! the numbers of the configuration in docs/performance.md, with a real etcd, each beside its limit.
+//! What `compare` measures of the data path is not among them.
 //!
 //! Every figure is measured in several rounds, each with a gateway of its own; the median decides.
 //! Exits with 1 where one misses its limit.
@@ -16,12 +17,14 @@ use streamgate_conformance::echo;
 use streamgate_conformance::etcd::{Client, Etcd};
 use streamgate_conformance::figures::{Figure, head};
 use streamgate_conformance::gateway::{Gateway, LIMIT, Ports, expect, http_get, tcp_once};
+use streamgate_conformance::machine::Machine;
 use streamgate_conformance::process::until;
+use streamgate_conformance::routes::other_route;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 const USAGE: &str =
-    "usage: bench GATEWAY [latency N | load N | start N | scrape N | flat N | criterion FOLDER]…";
+    "usage: bench GATEWAY [latency N | load N | start N | scrape N | flat N | criterion FOLDER | json FILE]…";
 /// Gateways started for one figure.
 const ROUNDS: usize = 5;
 /// Changes of one round.
@@ -59,9 +62,9 @@ fn say(line: impl std::fmt::Display) {
 fn bench(arguments: &[String]) -> Outcome<bool> {
     let (binary, cases) = arguments.split_first().ok_or(USAGE)?;
     let binary = PathBuf::from(binary);
-    say(machine());
+    say(format_args!("{}, load {}", Machine::this(), Machine::load()));
     say(head());
-    let mut held = true;
+    let mut all = Vec::new();
     for case in cases.chunks(2) {
         let [what, of] = case else { return Err(USAGE.into()) };
         let figures = match what.as_str() {
@@ -71,30 +74,26 @@ fn bench(arguments: &[String]) -> Outcome<bool> {
             "scrape" => scrape(&binary, of.parse()?)?,
             "flat" => flat(&binary, of.parse()?)?,
             "criterion" => criterion(Path::new(of))?,
+            "json" => {
+                save(Path::new(of), &all)?;
+                continue;
+            }
             _ => return Err(USAGE.into()),
         };
-        for figure in figures {
-            held &= figure.holds();
-            say(figure);
-        }
+        figures.iter().for_each(say);
+        all.extend(figures);
     }
-    say(machine());
-    Ok(held)
+    say(format_args!("{}, load {}", Machine::this(), Machine::load()));
+    Ok(all.iter().all(Figure::holds))
 }
 
-/// What it runs on, and what else runs there.
-fn machine() -> String {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let (cpus, load, kernel) =
-        (read("/proc/cpuinfo"), read("/proc/loadavg"), read("/proc/sys/kernel/osrelease"));
-    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    format!(
-        "{} x{}, Linux {}, load {}",
-        model.trim_start_matches(['\t', ':', ' ']),
-        cpus.matches("processor\t").count(),
-        kernel.trim(),
-        load.split(' ').take(3).collect::<Vec<_>>().join(" ")
-    )
+/// Writes what was measured so far.
+fn save(file: &Path, figures: &[Figure]) -> Outcome {
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let figures: Vec<Value> = figures.iter().map(Figure::json).collect();
+    Ok(std::fs::write(file, format!("{:#}\n", Value::from(figures)))?)
 }
 
 struct Stage {
@@ -139,19 +138,6 @@ impl Stage {
 
 fn nodes(address: SocketAddr) -> String {
     format!(r#"{{"nodes":{{"{address}":1}}}}"#)
-}
-
-/// Mixed ports, client networks and server names, none of which takes the followed route's traffic.
-fn other_route(i: usize) -> (String, String) {
-    let (a, b, c) = (i / 65_536 % 256, i / 256 % 256, i % 256);
-    let conditions = match i % 4 {
-        0 => format!(r#""server_port":{},"remote_addr":"10.{b}.{c}.0/24""#, 10_000 + i % 20_000),
-        1 => format!(r#""server_port":{},"remote_addr":"172.{a}.{b}.{c}""#, 20_000 + i % 100),
-        2 => format!(r#""sni":"host{i}.example.com""#),
-        _ => format!(r#""server_addr":"192.168.{b}.{c}","server_port":{}"#, 30_000 + i % 1000),
-    };
-    let node = format!(r#"{{"nodes":{{"10.200.{b}.{c}:3306":1,"10.201.{b}.{c}:3306":2}}}}"#);
-    (format!("/apisix/stream_routes/r{i:06}"), format!(r#"{{{conditions},"upstream":{node}}}"#))
 }
 
 /// From etcd's answer to a put until the first connection that follows it.
