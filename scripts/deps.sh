@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what a build and the tests need and this machine lacks: protoc with the well-known
-# protos (etcd-client compiles etcd's API), etcd and etcdctl. Says what it installs; installs nothing
-# that is there. Debian and Ubuntu; elsewhere it names what is missing and stops.
+# protos (etcd-client compiles etcd's API), etcd and etcdctl, and for benches valgrind and ip. Says what
+# it installs; installs nothing that is there. Debian and Ubuntu; elsewhere it names what is missing and
+# stops.
 set -euo pipefail
 
 missing=()
@@ -12,11 +13,13 @@ need cc gcc
 need make make
 need protoc protobuf-compiler
 [ -e /usr/include/google/protobuf/timestamp.proto ] || [ -e /usr/local/include/google/protobuf/timestamp.proto ] || missing+=(libprotobuf-dev)
+need valgrind valgrind
+need ip iproute2
 need etcd etcd-server
 need etcdctl etcd-client
 
 if [ "${#missing[@]}" -eq 0 ]; then
-  echo "ok    protoc, etcd and etcdctl found"
+  echo "ok    protoc, etcd, etcdctl, valgrind and ip found"
   exit 0
 fi
 if ! command -v apt-get >/dev/null 2>&1; then
