@@ -38,7 +38,7 @@ bench: build ## the numbers of docs/performance.md, beside nginx, HAProxy and En
 	cargo build --release --locked -p streamgate-conformance
 	benches/run.sh $(ARGS)
 
-bench-smoke: build ## that comparison in a minute, without limits: does it still measure?
+bench-smoke: build ## that comparison in half a minute, without limits: does it still measure?
 	cargo build --release --locked -p streamgate-conformance
 	BENCH=smoke benches/run.sh $(ARGS)
 

@@ -45,6 +45,8 @@ impl Machine {
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { cpu, cores, kernel, .. } = self;
+        // What its builder calls it says nothing to others.
+        let kernel = kernel.split('-').next().unwrap_or_default();
         write!(f, "{cpu} x{cores}, Linux {kernel}")
     }
 }

@@ -34,7 +34,7 @@ const USAGE: &str = "usage: compare GATEWAY [OPTION]…
   --unprivileged  start the proxies as users without privileges
   --report        exit with 0 whatever is missed
   --json FILE     where the results go (target/bench/compare.json)
-  --write FILE    a document to put the tables into";
+  --write FILE    a document to put the tables into, where all was measured as root";
 /// Descriptors that one process needs beside those of idle connections: a round holds both ends.
 const SPARE_FILES: u64 = 800;
 /// What a round sets below `net.ipv4`: the kernel's own buffers, whatever this machine is tuned to;
@@ -242,7 +242,7 @@ fn finish(options: &Options, report: &Report) -> Outcome<bool> {
     for gap in &gaps {
         say(format_args!("not measured: {gap}"));
     }
-    if let (Some(document), true) = (&options.write, gaps.is_empty()) {
+    if let (Some(document), true) = (&options.write, gaps.is_empty() && options.plan.is_whole()) {
         let text = put_into(&fs::read_to_string(document)?, &tables);
         save(
             document,

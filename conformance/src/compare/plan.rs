@@ -37,3 +37,12 @@ impl Default for Plan {
         }
     }
 }
+
+impl Plan {
+    /// Reports whether all proxies do all works with nothing in their way: what a document shows.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        let all = Self::default();
+        self.proxies == all.proxies && self.works == all.works && !self.unprivileged
+    }
+}

@@ -86,7 +86,7 @@ impl Proxy {
         }
     }
 
-    /// What its program says of its version, in one line.
+    /// The name and the version of its program, as the program tells it.
     pub fn version(self, gateway: &Path) -> io::Result<String> {
         let program = self.program(gateway).ok_or(io::ErrorKind::NotFound)?;
         let argument = match self {
@@ -97,10 +97,15 @@ impl Proxy {
         let output = Command::new(program).arg(argument).output()?;
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);
-        let line = said.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
-        // nginx and Envoy put what goes without saying before a colon.
-        Ok(line.rsplit("version: ").next().unwrap_or(line).trim().to_owned())
+        let version = version_in(&said).ok_or_else(|| io::Error::other(format!("no version in {said:?}")))?;
+        Ok(format!("{} {version}", PROXIES[self as usize].2))
     }
+}
+
+/// The first word that looks like a version.
+fn version_in(said: &str) -> Option<&str> {
+    said.split(|c: char| c == '/' || c.is_whitespace())
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
 }
 
 /// What proxies are started with.
@@ -261,6 +266,16 @@ mod tests {
             assert_eq!(Proxy::of_name(proxy.name()), Some(proxy));
         }
         assert_eq!(Proxy::of_name("other"), None);
+    }
+
+    #[test]
+    fn versions_are_found_in_what_programs_say() {
+        let haproxy = "HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://haproxy.org/\n";
+        assert_eq!(version_in(haproxy), Some("2.6.12-1+deb12u4"));
+        assert_eq!(version_in("nginx version: nginx/1.22.1\n"), Some("1.22.1"));
+        assert_eq!(version_in("\nenvoy  version: 9e5/1.40.0/Clean/RELEASE\n"), Some("1.40.0"));
+        assert_eq!(version_in("streamgate 0.1.0\n"), Some("0.1.0"));
+        assert_eq!(version_in("no such option"), None);
     }
 
     #[test]
