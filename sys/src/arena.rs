@@ -41,10 +41,11 @@ impl Arena {
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
-    /// All of it, to be written.
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as for `bytes`; the mapping is writable and `self` is borrowed exclusively.
-        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    /// Where a byte is. Bytes may be written there only while `self` is borrowed exclusively.
+    pub(crate) fn at(&self, offset: usize) -> *mut u8 {
+        assert!(offset <= self.len, "byte {offset} of {}", self.len);
+        // SAFETY: as asserted it lies in the mapping, or just behind it.
+        unsafe { self.start.as_ptr().add(offset) }
     }
 
     /// Gives the memory back; it reads as zeroes afterwards.
@@ -86,7 +87,8 @@ mod tests {
     fn untouched_memory_costs_nothing_and_released_memory_neither() {
         let mut arena = Arena::new(1 << 20).unwrap();
         assert_eq!(resident(&arena), 0);
-        arena.bytes_mut()[..100_000].fill(7);
+        // SAFETY: so many bytes are there, and nothing else refers to them.
+        unsafe { arena.at(0).write_bytes(7, 100_000) };
         assert!(resident(&arena) >= 100_000);
         arena.release();
         assert_eq!(resident(&arena), 0);

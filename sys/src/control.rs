@@ -10,6 +10,7 @@ use crate::datagram::Local;
 /// Room for the control messages of one datagram: packet info of either family and a segment size,
 /// which take 64 bytes, and some more. Aligned as `cmsghdr` wants it.
 #[derive(Clone, Copy, Default)]
+#[repr(transparent)]
 pub(crate) struct Space([u64; 12]);
 
 impl Space {

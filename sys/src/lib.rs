@@ -7,6 +7,7 @@
 //! - [`segment`] segmentation offload of a whole socket, for senders whose datagrams have one size
 //! - [`tcp`] what the kernel knows of a connection
 //! - `arena`: the memory datagrams lie in
+//! - `places`: arrays the kernel is given pointers into
 //! - `address`: socket addresses to and from the kernel's form
 //! - `control`: control messages, read and written
 //!
@@ -18,6 +19,7 @@ mod address;
 mod arena;
 mod control;
 pub mod datagram;
+mod places;
 pub mod receive;
 pub mod segment;
 pub mod send;

@@ -12,6 +12,7 @@ use crate::address::RawAddress;
 use crate::arena::Arena;
 use crate::control::{self, Space};
 use crate::datagram::Local;
+use crate::places::Places;
 
 /// Space between the places of messages. Places at a power of two would share the same few sets of
 /// the processor's caches.
@@ -37,45 +38,64 @@ pub struct Received {
 /// Messages received from one socket or from several, until it is cleared. Nothing is allocated by
 /// receiving. Pages that no message has touched take no memory.
 pub struct RecvBatch {
-    arena: Arena,
-    longest: usize,
-    headers: Box<[libc::mmsghdr]>,
-    slices: Box<[libc::iovec]>,
-    peers: Box<[RawAddress]>,
-    spaces: Box<[Space]>,
     received: Vec<Received>,
+    longest: usize,
+    /// What the kernel is given: without room for a peer, and with it. All pointers were set once.
+    headers: [Places<libc::mmsghdr>; 2],
+    peers: Places<RawAddress>,
+    /// Kept because headers lead here.
+    _slices: Places<libc::iovec>,
+    _spaces: Places<Space>,
+    arena: Arena,
 }
 
 impl RecvBatch {
     /// Room for so many messages, none longer than `longest` bytes.
     pub fn new(messages: usize, longest: usize) -> io::Result<Self> {
+        let arena = Arena::new(messages * (longest + STAGGER))?;
         // SAFETY: mmsghdr and iovec are plain old data for which all zeroes is a value.
-        let (header, slice) = unsafe { (mem::zeroed(), mem::zeroed()) };
-        Ok(Self {
-            arena: Arena::new(messages * (longest + STAGGER))?,
-            longest,
-            headers: vec![header; messages].into_boxed_slice(),
-            slices: vec![slice; messages].into_boxed_slice(),
-            peers: vec![RawAddress::empty(); messages].into_boxed_slice(),
-            spaces: vec![Space::default(); messages].into_boxed_slice(),
-            received: Vec::with_capacity(messages),
-        })
+        let (header, slice): (libc::mmsghdr, libc::iovec) = unsafe { (mem::zeroed(), mem::zeroed()) };
+        let headers = [Places::new(header, messages), Places::new(header, messages)];
+        let (slices, spaces) = (Places::new(slice, messages), Places::new(Space::default(), messages));
+        let peers = Places::new(RawAddress::empty(), messages);
+        for place in 0..messages {
+            let iov_base = arena.at(place * (longest + STAGGER)).cast();
+            // SAFETY: nothing else refers to the slice.
+            unsafe { slices.at(place).write(libc::iovec { iov_base, iov_len: longest }) };
+            for (headers, named) in headers.iter().zip([false, true]) {
+                // SAFETY: nothing else refers to the header.
+                let message = unsafe { &mut (*headers.at(place)).msg_hdr };
+                message.msg_iov = slices.at(place);
+                message.msg_iovlen = 1;
+                message.msg_control = spaces.at(place).cast();
+                message.msg_controllen = Space::LEN;
+                if named {
+                    // SAFETY: the address is live; only a pointer into it is made.
+                    message.msg_name = unsafe { &raw mut (*peers.at(place)).storage }.cast();
+                    message.msg_namelen = RawAddress::LEN;
+                }
+            }
+        }
+        let received = Vec::with_capacity(messages);
+        Ok(Self { received, longest, headers, peers, _slices: slices, _spaces: spaces, arena })
     }
 
     /// Takes what waits at the socket without waiting, as far as there is room: how many messages that
     /// were. Less than [`RecvBatch::room`] says that nothing more is there. `WouldBlock` where there
     /// was nothing at all. Peers are noted only where `peers` asks for it.
     pub fn receive(&mut self, socket: BorrowedFd<'_>, peers: bool) -> io::Result<usize> {
-        let first = self.received.len();
-        let room = self.prepare(peers);
-        // SAFETY: the descriptor is open for the life of the borrow. `prepare` has just made every
-        // pointer of the `room` headers from `first` on lead to memory of the length given beside it,
-        // which is exclusively ours and outlives the call.
+        let (first, room) = (self.received.len(), self.room());
+        if room == 0 {
+            return Ok(0);
+        }
+        // SAFETY: the descriptor is open for the life of the borrow. There are `room` headers from
+        // `first` on. Every pointer of theirs leads to memory of `self`, of the length given beside it,
+        // which `read` has restored; nothing else refers to any of it.
         let count = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
-                self.headers[first..].as_mut_ptr(),
-                room,
+                self.headers[usize::from(peers)].at(first),
+                libc::c_uint::try_from(room).unwrap_or(libc::c_uint::MAX),
                 libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC,
                 ptr::null_mut(),
             )
@@ -92,7 +112,7 @@ impl RecvBatch {
     /// How many more messages it takes.
     #[must_use]
     pub fn room(&self) -> usize {
-        self.headers.len() - self.received.len()
+        self.peers.len() - self.received.len()
     }
 
     /// The messages, in the order they were received.
@@ -118,51 +138,31 @@ impl RecvBatch {
         self.arena.release();
     }
 
-    fn stride(&self) -> usize {
-        self.longest + STAGGER
-    }
-
-    /// Makes the headers of free places ready; how many there are.
-    fn prepare(&mut self, peers: bool) -> libc::c_uint {
-        let (first, stride) = (self.received.len(), self.stride());
-        let arena = self.arena.bytes_mut().as_mut_ptr();
-        for place in first..self.headers.len() {
-            let message = &mut self.headers[place].msg_hdr;
-            // SAFETY: the arena has `stride` bytes for each place.
-            self.slices[place].iov_base = unsafe { arena.add(place * stride) }.cast();
-            self.slices[place].iov_len = self.longest;
-            message.msg_iov = &raw mut self.slices[place];
-            message.msg_iovlen = 1;
-            message.msg_control = self.spaces[place].pointer();
-            message.msg_controllen = Space::LEN;
-            message.msg_flags = 0;
-            if peers {
-                message.msg_name = (&raw mut self.peers[place].storage).cast();
-                message.msg_namelen = RawAddress::LEN;
-            } else {
-                message.msg_name = ptr::null_mut();
-                message.msg_namelen = 0;
-            }
-        }
-        // The constructor's argument is a small number.
-        libc::c_uint::try_from(self.room()).unwrap_or(libc::c_uint::MAX)
-    }
-
+    /// Reads a message, and makes its header ready to be filled again.
+    ///
     /// # Safety
     /// The header of `place` must be as recvmmsg left it, its buffers alive and unchanged since.
-    unsafe fn read(&mut self, place: usize, peers: bool) -> Received {
-        let header = &self.headers[place];
-        let message = &header.msg_hdr;
+    unsafe fn read(&self, place: usize, peers: bool) -> Received {
+        // SAFETY: nothing else refers to the header.
+        let header = unsafe { &mut *self.headers[usize::from(peers)].at(place) };
+        let message = &mut header.msg_hdr;
         // SAFETY: by the contract of this function.
         let told = unsafe { control::read(message) };
-        let peer = &mut self.peers[place];
-        peer.len = message.msg_namelen;
+        let mut peer = None;
+        if peers {
+            // SAFETY: nothing else refers to the address.
+            let raw = unsafe { &mut *self.peers.at(place) };
+            raw.len = message.msg_namelen;
+            peer = raw.decode();
+            message.msg_namelen = RawAddress::LEN;
+        }
+        message.msg_controllen = Space::LEN;
         Received {
             start: place * (self.longest + STAGGER),
             len: header.msg_len as usize,
             segment: told.segment,
             truncated: message.msg_flags & libc::MSG_TRUNC != 0,
-            peer: if peers { peer.decode() } else { None },
+            peer,
             local: told.local,
         }
     }

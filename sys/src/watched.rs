@@ -1,5 +1,6 @@
 //! A descriptor that the runtime watches, where tokio has no type of its own for it.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -36,8 +37,10 @@ impl Watched {
     }
 
     /// Waits until it may be readable: until something comes, if [`Watched::try_read`] met `WouldBlock`.
+    /// Only the task that asked last is woken.
     pub async fn readable(&self) -> io::Result<()> {
-        self.0.readable().await.map(drop)
+        // Cheaper than the waiting list of `AsyncFd::readable`.
+        poll_fn(|cx| self.0.poll_read_ready(cx)).await.map(drop)
     }
 
     /// Calls `read` if the descriptor may be readable. Where that returns `WouldBlock`, the runtime

@@ -100,7 +100,13 @@ fn a_batch_takes_from_several_sockets_until_it_is_full() {
     assert_eq!(bytes(&batch, &batch.received()[0]), [12]);
     batch.release();
     assert_eq!((batch.received().len(), batch.room()), (0, 5));
-    assert_eq!(batch.receive(first.as_fd(), true).unwrap_err().kind(), ErrorKind::WouldBlock);
+    for number in 0..3 {
+        assert_eq!(batch.receive(first.as_fd(), true).unwrap_err().kind(), ErrorKind::WouldBlock);
+        client.send_to(&[number], addr(&first)).unwrap();
+        assert_eq!(receive(&first, &mut batch), 1);
+    }
+    assert!(batch.received().iter().all(|message| message.peer == peer && message.len == 1));
+    assert_eq!((0..3).map(|at| bytes(&batch, &batch.received()[at])[0]).collect::<Vec<_>>(), [0, 1, 2]);
 }
 
 #[test]
