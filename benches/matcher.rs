@@ -77,14 +77,14 @@ fn matcher(c: &mut Criterion) {
         let found = asked.iter().filter(|asked| matcher.find(&asked.query()).is_some()).count();
         println!("{name}: {found} of {} queries match", asked.len());
 
-        let suffix = if shape == Shape::Mixed { String::new() } else { format!(": {name}") };
+        let suffix = if shape == Shape::Mixed { String::new() } else { format!(", {name}") };
         let mut turn = asked.iter().cycle();
         c.bench_function(&format!("match, 100,000 rules{suffix}"), |b| {
             b.iter(|| black_box(matcher.find(&turn.next().unwrap().query())));
         });
 
         let mut turn = (0..).zip(&rules).cycle();
-        c.bench_function(&format!("replace one rule on a clone, 100,000 rules{suffix}"), |b| {
+        c.bench_function(&format!("replace one of 100,000 rules{suffix}"), |b| {
             b.iter(|| {
                 let (index, rule) = turn.next().unwrap();
                 let mut changed = matcher.clone();

@@ -134,7 +134,7 @@ fn measure(
     change: impl Fn(&mut Control, u32) -> Changes,
 ) {
     let mut turn = 0_u32;
-    c.bench_function(&format!("publish one change of 100,000 routes: {name}"), |b| {
+    c.bench_function(&format!("publish {name}"), |b| {
         b.iter_custom(|times| {
             let once = |_| {
                 turn += 1;
@@ -191,7 +191,7 @@ fn others(c: &mut Criterion, control: &mut Control) {
         let changes = control.put((key, r#"{"server_port":"none"}"#.into()));
         control.publish(&changes);
     }
-    measure(c, control, "a route beside 5,000 refused ones", |control, turn| {
+    measure(c, control, "a route beside 5,000 refused", |control, turn| {
         let (index, weight) = spread(turn, RULES);
         control.put(control.route(index, weight + 100))
     });

@@ -185,9 +185,11 @@ impl Pool {
         tried: &Tried,
     ) -> Option<Picked> {
         let hash = self.key.as_ref().map_or(0, |key| key.hash(inbound));
-        // Nearly always all nodes are well and none was tried: then none is asked again.
-        if tried.is_empty() && nodes.iter().all(&usable) {
-            return self.among(nodes, |_| true, |_| true, hash);
+        // Nearly always some node is well and none was tried.
+        if tried.is_empty()
+            && let Some(picked) = self.among(nodes, &usable, &usable, hash)
+        {
+            return Some(picked);
         }
         let filtered = nodes.iter().any(&usable);
         let healthy = |node: &PoolNode| !filtered || usable(node);
