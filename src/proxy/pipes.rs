@@ -1,8 +1,9 @@
 //! Pipes of a worker: bytes go through them from socket to socket without being copied (splice(2)).
 //!
 //! A pipe costs two descriptors and counts against what the kernel lets a user's pipes hold
-//! (pipe(7), `pipe-user-pages-soft`), so there is a bound, and a flow that gets none is copied. Pipes are lent while bytes are inside and kept for the next flow; those nobody wanted for
-//! a while are closed.
+//! (pipe(7), `pipe-user-pages-soft`), so there is a bound, and a flow that gets none is copied.
+//! Pipes are lent while bytes are inside and kept for the next flow; those nobody wanted for a while
+//! are closed.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -22,6 +22,7 @@ use streamgate_conformance::echo;
 use streamgate_conformance::figures::{Figure, head};
 use streamgate_conformance::gateway::{LIMIT, connect, expect, tcp_once};
 use streamgate_conformance::process::{Process, free_port, until};
+use streamgate_conformance::routes::conditions;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
@@ -189,13 +190,7 @@ nginx_config: {{worker_processes: 1, enable_cpu_affinity: true, error_log_level:
 
 /// Mixed ports, client networks and server names, none of which takes the used routes' traffic.
 fn other_route(i: usize, weight: usize) -> String {
-    let (a, b, c) = (i / 65_536 % 256, i / 256 % 256, i % 256);
-    let conditions = match i % 4 {
-        0 => format!(r#""server_port":{},"remote_addr":"10.{b}.{c}.0/24""#, 10_000 + i % 20_000),
-        1 => format!(r#""server_port":{},"remote_addr":"172.{a}.{b}.{c}""#, 20_000 + i % 100),
-        2 => format!(r#""sni":"host{i}.example.com""#),
-        _ => format!(r#""server_addr":"192.168.{b}.{c}","server_port":{}"#, 30_000 + i % 1000),
-    };
+    let (b, c, conditions) = (i / 256 % 256, i % 256, conditions(i));
     let nodes = format!(r#"{{"10.200.{b}.{c}:3306":1,"10.201.{b}.{c}:3306":{weight}}}"#);
     format!(r#"{{"id":"r{i:06}",{conditions},"upstream":{{"nodes":{nodes}}}}}"#)
 }
