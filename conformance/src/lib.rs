@@ -11,3 +11,4 @@ pub mod gateway;
 pub mod machine;
 pub mod process;
 pub mod routes;
+pub mod verdict;

@@ -5,7 +5,7 @@
 //! Every figure is measured in several rounds, each with a gateway of its own; the median decides.
 //! Exits with 1 where one misses its limit.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,6 +20,7 @@ use streamgate_conformance::gateway::{Gateway, LIMIT, Ports, expect, http_get, t
 use streamgate_conformance::machine::Machine;
 use streamgate_conformance::process::until;
 use streamgate_conformance::routes::other_route;
+use streamgate_conformance::verdict::{conclude, say};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
@@ -43,19 +44,7 @@ const CRITERION: &[(&str, &str, Option<f64>)] = &[
 ];
 
 fn main() -> ExitCode {
-    match bench(&std::env::args().skip(1).collect::<Vec<_>>()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "{error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn say(line: impl std::fmt::Display) {
-    // Nobody reads any more: go on to the end all the same.
-    let _ = writeln!(io::stdout(), "{line}");
+    conclude(bench(&std::env::args().skip(1).collect::<Vec<_>>()))
 }
 
 /// Measures the cases; whether every limit is kept.

@@ -20,6 +20,7 @@ use streamgate_conformance::compare::results::Results;
 use streamgate_conformance::compare::round::{self, Sample};
 use streamgate_conformance::figures::short;
 use streamgate_conformance::machine::Machine;
+use streamgate_conformance::verdict::{conclude, say};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
@@ -49,19 +50,7 @@ const SYSCTLS: [(&str, &str); 4] = [
 ];
 
 fn main() -> ExitCode {
-    match run(&std::env::args().skip(1).collect::<Vec<_>>()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "{error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn say(line: impl std::fmt::Display) {
-    // Nobody reads any more: go on to the end all the same.
-    let _ = writeln!(io::stdout(), "{line}");
+    conclude(run(&std::env::args().skip(1).collect::<Vec<_>>()))
 }
 
 struct Options {

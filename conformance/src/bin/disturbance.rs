@@ -23,6 +23,7 @@ use streamgate_conformance::figures::{Figure, head};
 use streamgate_conformance::gateway::{LIMIT, connect, expect, tcp_once};
 use streamgate_conformance::process::{Process, free_port, until};
 use streamgate_conformance::routes::conditions;
+use streamgate_conformance::verdict::{conclude, say};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
@@ -37,19 +38,7 @@ const MESSAGE: usize = 64;
 const MOST: f64 = 10.0;
 
 fn main() -> ExitCode {
-    match measure(&std::env::args().skip(1).collect::<Vec<_>>()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "{error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn say(line: impl std::fmt::Display) {
-    // Nobody reads any more: go on to the end all the same.
-    let _ = writeln!(io::stdout(), "{line}");
+    conclude(measure(&std::env::args().skip(1).collect::<Vec<_>>()))
 }
 
 fn measure(arguments: &[String]) -> Outcome<bool> {

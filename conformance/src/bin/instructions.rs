@@ -20,6 +20,7 @@ use std::time::Duration;
 use streamgate_conformance::echo;
 use streamgate_conformance::gateway::{LIMIT, connect};
 use streamgate_conformance::process::{Process, find, free_port, until};
+use streamgate_conformance::verdict::conclude;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
@@ -46,14 +47,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 type Work = fn(SocketAddr, u32) -> io::Result<()>;
 
 fn main() -> ExitCode {
-    match run(&std::env::args().skip(1).collect::<Vec<_>>()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "{error}");
-            ExitCode::FAILURE
-        }
-    }
+    conclude(run(&std::env::args().skip(1).collect::<Vec<_>>()))
 }
 
 /// Measures; whether every bound is kept.
