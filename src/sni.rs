@@ -7,6 +7,8 @@
 //! 3.19 on; client names come lower-cased and without their root dot (`apisix/ssl.lua:39`).
 //! Pure: no I/O, no clock.
 
+pub mod hello;
+
 use std::fmt;
 use std::str::FromStr;
 
