@@ -8,7 +8,8 @@
 //! - [`addr`] networks and `host:port`; [`sni`] server names; [`number`] numbers as Lua reads them;
 //!   [`persistent`] collections whose clones share; [`drain`] the stop signal; [`metrics`] what a node counts
 //! - [`session`] what is known of a client and how its session ended
-//! - [`live`] statistics that outlive snapshots
+//! - [`proxy_protocol`] who a connection comes from, told by a proxy in front; [`live`] statistics that
+//!   outlive snapshots
 //! - [`config`] config.yaml; [`expr`] filter expressions; [`flow`] the table of UDP associations
 //! - [`resource`] stream_routes, upstreams, services, ssls: JSON to typed
 //! - [`matcher`] connection to rule; [`balance`] session to node; [`plugin`] what runs between
@@ -38,6 +39,7 @@ pub mod number;
 pub mod persistent;
 pub mod plugin;
 pub mod proxy;
+pub mod proxy_protocol;
 pub mod resolve;
 pub mod resource;
 pub mod session;
