@@ -1,8 +1,9 @@
 //! The first bytes of a TLS connection: what its client asks for, before anything is answered.
 //!
 //! A hello comes in any number of TCP segments and TLS records (RFC 8446 5.1, 4.1.2; RFC 5246 7.4.1.2).
-//! [`read`] is asked with what is there and says how much it takes to be asked again. It keeps no state
-//! and decides as early as the bytes allow, so that a client of another protocol is not kept waiting.
+//! [`read`] is asked with what is there and says how much it takes to be asked again. It keeps no state,
+//! decides as early as the bytes allow, so that a client of another protocol is not kept waiting, and
+//! what it decided stands whatever follows.
 //! What is neither the name nor the protocol is not judged: on a passed-through connection the upstream
 //! does that, else the TLS library. Values of RFC 8701 (GREASE) are skipped. Pure: no I/O, no clock; the
 //! standard library alone, so that the fuzz targets take this file as it is.
@@ -112,18 +113,20 @@ fn opening(bytes: &[u8]) -> Result<(), Short> {
 /// sends tiny records has each of them looked at a few times, not once for every record that follows.
 fn end_of(bytes: &[u8], wanted: usize) -> Result<usize, Short> {
     let (mut at, mut left) = (0, wanted);
-    while let Some(header) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+    loop {
+        let end = at + RECORD_HEADER + left;
+        if end > MOST {
+            return Err(Short::TooLarge);
+        }
+        let Some(header) = bytes.get(at..).and_then(<[u8]>::first_chunk) else {
+            return Err(Short::Need(end));
+        };
         let length = record_length(*header)?;
         if left <= length {
-            break;
+            return if end > bytes.len() { Err(Short::Need(end)) } else { Ok(end) };
         }
         at += RECORD_HEADER + length;
         left -= length;
-    }
-    match at + RECORD_HEADER + left {
-        end if end > MOST => Err(Short::TooLarge),
-        end if end > bytes.len() => Err(Short::Need(end)),
-        end => Ok(end),
     }
 }
 

@@ -197,6 +197,10 @@ fn long_hellos_are_read_up_to_the_limit() {
     let over = record(&of_length(MOST - others + 1));
     check(&over[..9], Reading::TooLarge);
     check(&over, Reading::TooLarge);
+    // What was decided stands, also where the next record would be none.
+    let (begun, next) = (record(&[1, 0, 0x40, 0]), b"\x15\x03\x01\x00\x02\x02\x28");
+    check(&begun, Reading::TooLarge);
+    check(&[&begun[..], next].concat(), Reading::TooLarge);
     // Headers count too.
     let many = split(&of_length(MOST - others), &[8000]);
     check(&many[..8200], Reading::TooLarge);
