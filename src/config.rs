@@ -22,6 +22,7 @@ mod read;
 mod report;
 mod snippet;
 mod time;
+mod upstream_tls;
 pub mod variables;
 mod yaml;
 
@@ -32,9 +33,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::env::Environment;
+pub use self::env::Variables;
 pub use self::load::load;
 pub use self::report::Mistake;
 pub use self::report::Mistakes;
+pub use self::upstream_tls::CaBundle;
+pub use self::upstream_tls::SniSource;
+pub use self::upstream_tls::TlsTowards;
+pub use self::upstream_tls::UpstreamTlsConfig;
 use crate::addr::IpMatcher;
 use crate::session::Transport;
 
@@ -51,6 +57,8 @@ pub struct Config {
     pub dns: Dns,
     /// `apisix.ssl` and certificates of outgoing connections.
     pub ssl: SslConfig,
+    /// `streamgate.upstream_tls` and `streamgate.upstreams`: how nodes of scheme `tls` are dialled.
+    pub upstream_tls: UpstreamTlsConfig,
     /// The metrics server; absent where `enable_export_server` is false.
     pub prometheus: Option<Prometheus>,
     /// `apisix.status`: the `/status` server.
@@ -91,8 +99,20 @@ pub struct Listen {
     pub tls_passthrough: bool,
     /// A PROXY header is expected.
     pub proxy_protocol: bool,
-    /// A PROXY header (v1) is sent to nodes.
+    /// A PROXY header is sent to nodes.
     pub proxy_protocol_to_upstream: bool,
+    /// TCP with `tls` or `tls_passthrough`: the time from the accept, or from the end of the PROXY
+    /// header, to the end of the TLS handshake; on passthrough to the end of the `ClientHello`.
+    pub handshake_timeout: Duration,
+    /// TCP with `proxy_protocol`: the time from the accept to the end of the PROXY header.
+    pub proxy_protocol_timeout: Duration,
+    /// TCP with `proxy_protocol`: a connection without a header is taken as it is.
+    pub proxy_protocol_optional: bool,
+    /// TCP with `proxy_protocol_to_upstream`: the form of the header that is sent.
+    pub proxy_protocol_version: ProxyVersion,
+    /// TCP with `proxy_protocol_to_upstream`: what the header of version 2 says besides addresses;
+    /// none with version 1, which has no room for it.
+    pub proxy_protocol_tlvs: ProxyTlvs,
     /// TCP: a FIN of one side leaves the other direction open. False restores APISIX's way.
     pub half_close: bool,
     /// TCP: the idle limit after the first FIN.
@@ -101,6 +121,37 @@ pub struct Listen {
     pub idle_timeout: Option<Duration>,
     /// UDP: an association ends after so many answers.
     pub responses: Option<u32>,
+}
+
+/// The form of a PROXY header that is sent (<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum ProxyVersion {
+    /// A line of text, all that nginx and so APISIX sends.
+    #[default]
+    V1,
+    /// Binary, with room for TLVs.
+    V2,
+}
+
+/// The TLVs of a PROXY header of version 2 (section 2.2 of its specification).
+#[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an entry of the list in config.yaml")]
+pub struct ProxyTlvs {
+    /// `PP2_TYPE_AUTHORITY`: the server name the client asked for.
+    pub sni: bool,
+    /// `PP2_TYPE_ALPN`: the protocol.
+    pub alpn: bool,
+    /// `PP2_TYPE_UNIQUE_ID`: an id of the session.
+    pub unique_id: bool,
+    /// Those of the header that the client's connection brought are passed on.
+    pub received: bool,
+}
+
+impl ProxyTlvs {
+    /// Every one.
+    pub const ALL: Self = Self { sni: true, alpn: true, unique_id: true, received: true };
+    /// None at all.
+    pub const NONE: Self = Self { sni: false, alpn: false, unique_id: false, received: false };
 }
 
 /// Where objects come from.
@@ -162,6 +213,8 @@ pub struct RulesConfig {
     pub plugins_key_counts: bool,
     /// Objects come from a file: unknown plugins reject, as in APISIX.
     pub standalone: bool,
+    /// The variables of the process, which `$env://` references in objects name.
+    pub environment: Variables,
 }
 
 impl RulesConfig {
@@ -183,6 +236,7 @@ impl RulesConfig {
             keyring: owned(&["qeddd145sfvddff3", "edd1c9f0985e76a2"]),
             plugins_key_counts: false,
             standalone: false,
+            environment: Variables::default(),
         }
     }
 }
@@ -196,6 +250,7 @@ impl fmt::Debug for RulesConfig {
             .field("keyring_entries", &self.keyring.len())
             .field("plugins_key_counts", &self.plugins_key_counts)
             .field("standalone", &self.standalone)
+            .field("environment", &self.environment)
             .finish_non_exhaustive()
     }
 }

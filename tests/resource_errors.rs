@@ -14,6 +14,7 @@ fn rules(standalone: bool) -> Rules {
         keyring: vec!["qeddd145sfvddff3".into()],
         plugins_key_counts: false,
         standalone,
+        ..RulesConfig::default()
     })
 }
 

@@ -66,6 +66,7 @@ fn config(standalone: bool) -> RulesConfig {
         keyring: boxed(&["qeddd145sfvddff3", "edd1c9f0985e76a2"]),
         plugins_key_counts: false,
         standalone,
+        ..RulesConfig::default()
     }
 }
 

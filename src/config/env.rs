@@ -7,8 +7,10 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::Map;
 use serde_json::Value;
@@ -29,6 +31,8 @@ pub struct Environment {
     pub cores: usize,
     /// Whether there is a file.
     pub exists: fn(&Path) -> bool,
+    /// The text of a file.
+    pub read: fn(&Path) -> io::Result<String>,
 }
 
 impl Environment {
@@ -38,10 +42,16 @@ impl Environment {
     }
 }
 
-/// An empty world for tests: no variables, `/`, one core, every file exists.
+/// An empty world for tests: no variables, `/`, one core, every file exists and is empty.
 impl Default for Environment {
     fn default() -> Self {
-        Self { vars: BTreeMap::new(), cwd: "/".into(), cores: 1, exists: |_| true }
+        Self {
+            vars: BTreeMap::new(),
+            cwd: "/".into(),
+            cores: 1,
+            exists: |_| true,
+            read: |_| Ok(String::new()),
+        }
     }
 }
 
@@ -54,6 +64,32 @@ impl fmt::Debug for Environment {
             .field("cwd", &self.cwd)
             .field("cores", &self.cores)
             .finish_non_exhaustive()
+    }
+}
+
+/// The environment variables of the process, as `$env://` references in objects see them. Clones
+/// share them.
+#[derive(Clone, Default, Eq, PartialEq)]
+pub struct Variables(Arc<BTreeMap<String, String>>);
+
+impl Variables {
+    /// Names with their values.
+    #[must_use]
+    pub fn new(vars: BTreeMap<String, String>) -> Self {
+        Self(Arc::new(vars))
+    }
+
+    /// The value of a variable; `None` where it is not set.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+}
+
+/// How many there are: names and values may both be secrets.
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Variables({})", self.0.len())
     }
 }
 

@@ -15,11 +15,42 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Listen;
+use super::ProxyTlvs;
+use super::ProxyVersion;
 use super::read::Node;
 use crate::session::Transport;
 
 /// How long the other direction may be idle after the first FIN.
 const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// `ssl_handshake_timeout` of nginx (`ngx_stream_ssl_module.c`).
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_mins(1);
+/// `proxy_protocol_timeout` of nginx (`ngx_stream_core_module.c`).
+const PROXY_PROTOCOL_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Listen {
+    /// A listen without settings: the one place of their defaults.
+    #[must_use]
+    pub fn plain(written: impl Into<Arc<str>>, addr: SocketAddr, transport: Transport) -> Self {
+        Self {
+            written: written.into(),
+            addr,
+            transport,
+            tls: false,
+            tls_passthrough: false,
+            proxy_protocol: false,
+            proxy_protocol_to_upstream: false,
+            handshake_timeout: HANDSHAKE_TIMEOUT,
+            proxy_protocol_timeout: PROXY_PROTOCOL_TIMEOUT,
+            proxy_protocol_optional: false,
+            proxy_protocol_version: ProxyVersion::V1,
+            proxy_protocol_tlvs: ProxyTlvs::NONE,
+            half_close: true,
+            half_close_timeout: HALF_CLOSE_TIMEOUT,
+            idle_timeout: None,
+            responses: None,
+        }
+    }
+}
 
 /// Reads all listens of the section `apisix`, in the order written.
 pub(super) fn read(apisix: &Node<'_>, allow_port_zero: bool) -> Vec<Listen> {
@@ -30,7 +61,7 @@ pub(super) fn read(apisix: &Node<'_>, allow_port_zero: bool) -> Vec<Listen> {
     let mut reader = Reader { allow_port_zero, found: Vec::new(), taken: HashMap::new() };
     for node in items(&section.at("tcp")) {
         let object = matches!(node.value(), Some(Value::Object(_)));
-        let mut template = plain(Transport::Tcp);
+        let mut template = template(Transport::Tcp);
         template.proxy_protocol = accept;
         template.proxy_protocol_to_upstream = send;
         if !object {
@@ -48,7 +79,7 @@ pub(super) fn read(apisix: &Node<'_>, allow_port_zero: bool) -> Vec<Listen> {
         reader.add(&addr, &template);
     }
     for node in items(&section.at("udp")) {
-        reader.add(&node, &plain(Transport::Udp));
+        reader.add(&node, &template(Transport::Udp));
     }
     reader.found
 }
@@ -62,20 +93,9 @@ fn items<'a>(list: &Node<'a>) -> Vec<Node<'a>> {
     items.unwrap_or_default()
 }
 
-fn plain(transport: Transport) -> Listen {
-    Listen {
-        written: "".into(),
-        addr: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
-        transport,
-        tls: false,
-        tls_passthrough: false,
-        proxy_protocol: false,
-        proxy_protocol_to_upstream: false,
-        half_close: true,
-        half_close_timeout: HALF_CLOSE_TIMEOUT,
-        idle_timeout: None,
-        responses: None,
-    }
+/// What a listen of a transport starts from; its address is read later.
+fn template(transport: Transport) -> Listen {
+    Listen::plain("", SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0), transport)
 }
 
 struct Reader {

@@ -46,6 +46,7 @@ impl Environment {
             cwd: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             exists: |path| path.exists(),
+            read: |path| std::fs::read_to_string(path),
         }
     }
 }

@@ -12,6 +12,8 @@ use super::Listen;
 use super::Mistakes;
 use super::RulesConfig;
 use super::Source;
+use super::UpstreamTlsConfig;
+use super::Variables;
 use super::apisix;
 use super::defaults;
 use super::deployment;
@@ -79,10 +81,12 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
             keyring: apisix::keyring(&apisix),
             plugins_key_counts: !deployment.enable_admin,
             standalone: matches!(deployment.source, Source::File(_)),
+            environment: Variables::new(files.env.vars.clone()),
         },
         source: deployment.source,
         dns: apisix::dns(&apisix),
         ssl,
+        upstream_tls: UpstreamTlsConfig::default(),
         prometheus,
         status,
         workers: nginx::workers(root, files),

@@ -14,7 +14,8 @@ const BASE: &str = "apisix:\n  proxy_mode: http&stream\n  stream_proxy: {tcp: [9
 
 fn world(vars: &[(&str, &str)]) -> Environment {
     let vars = vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    Environment { vars, cwd: "/work-dir".into(), cores: 4, exists: |path| !path.ends_with("absent.pem") }
+    let exists = |path: &Path| !path.ends_with("absent.pem");
+    Environment { vars, cwd: "/work-dir".into(), cores: 4, exists, ..Environment::default() }
 }
 
 fn read_in(env: &Environment, text: &str) -> Result<Config, Mistakes> {

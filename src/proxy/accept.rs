@@ -198,19 +198,7 @@ mod tests {
     }
 
     fn door(addr: SocketAddr) -> Door {
-        let listen = Listen {
-            written: "test".into(),
-            addr,
-            transport: Transport::Tcp,
-            tls: false,
-            tls_passthrough: false,
-            proxy_protocol: false,
-            proxy_protocol_to_upstream: false,
-            half_close: true,
-            half_close_timeout: Duration::from_secs(30),
-            idle_timeout: None,
-            responses: None,
-        };
+        let listen = Listen::plain("test", addr, Transport::Tcp);
         let stats = Arc::new(ListenStats::new("test".into(), "test".into(), Transport::Tcp));
         Door { addr, settings: Arc::new(ArcSwap::from_pointee(listen)), stats }
     }

@@ -188,19 +188,7 @@ impl Drop for Gateway {
 
 /// A listen on a port of the kernel's choice.
 pub(crate) fn listen(transport: Transport, ip: &str) -> Listen {
-    Listen {
-        written: format!("{ip}:0").into(),
-        addr: SocketAddr::new(ip.parse().unwrap(), 0),
-        transport,
-        tls: false,
-        tls_passthrough: false,
-        proxy_protocol: false,
-        proxy_protocol_to_upstream: false,
-        half_close: true,
-        half_close_timeout: Duration::from_secs(30),
-        idle_timeout: None,
-        responses: None,
-    }
+    Listen::plain(format!("{ip}:0"), SocketAddr::new(ip.parse().unwrap(), 0), transport)
 }
 
 /// Settings that no test waits for.
