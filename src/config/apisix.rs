@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Dns;
+use super::Listen;
 use super::SslConfig;
 use super::files::Files;
 use super::read::Node;
@@ -90,9 +91,36 @@ fn dns_server(node: &Node<'_>) -> Option<SocketAddr> {
 pub(super) fn ssl(apisix: &Node<'_>, files: &Files<'_>) -> SslConfig {
     let section = apisix.at("ssl");
     SslConfig {
-        // A client's name is compared in lower case, so this one is too.
-        fallback_sni: section.at("fallback_sni").string().map(|name| name.to_ascii_lowercase().into()),
+        fallback_sni: fallback_sni(&section.at("fallback_sni")),
         trusted: trusted(&section.at("ssl_trusted_certificate"), files),
+    }
+}
+
+/// The name in the form in which client names are compared: lower case, one final dot off
+/// (`apisix/ssl.lua:39-56`).
+fn fallback_sni(node: &Node<'_>) -> Option<Box<str>> {
+    let text = node.string()?;
+    let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    if name.is_empty() {
+        node.mistake(format!(
+            "is {text:?}, which is no name; leave the key out to refuse TLS clients that send none"
+        ));
+        return None;
+    }
+    Some(name.into())
+}
+
+/// `ssl.ssl_protocols` does not concern streams, in APISIX neither (`apisix/cli/ngx_tpl.lua:235-277`):
+/// said only to who counts on a version being refused.
+pub(super) fn warn_of_protocols(apisix: &Node<'_>, listens: &[Listen]) {
+    let node = apisix.at("ssl").at("ssl_protocols");
+    let Some(written) = node.value().and_then(Value::as_str) else { return };
+    let refuses = |version| !written.split_whitespace().any(|word| word == version);
+    if listens.iter().any(|listen| listen.tls) && (refuses("TLSv1.2") || refuses("TLSv1.3")) {
+        node.warn(
+            "has no effect on stream listens, as in APISIX: they offer TLS 1.2 and 1.3; \
+             ssl_protocols of an ssl object narrows that for its names",
+        );
     }
 }
 

@@ -95,10 +95,15 @@ pub(super) fn log_level(nginx: &Node<'_>) -> Box<str> {
     }
 }
 
-/// `stream.real_ip_from`. `unix:` names no peer that could reach a listen of ours.
+/// `stream.real_ip_from`: what `set_real_ip_from` of nginx takes, but for host names, which it resolves
+/// once, at its start.
 pub(super) fn real_ip_from(stream: &Node<'_>) -> Vec<IpMatcher> {
     let read = |node: &Node<'_>| {
-        let text = node.string().filter(|text| *text != "unix:")?;
+        let text = node.string()?;
+        if text == "unix:" {
+            node.warn("has no effect; no listen is a unix socket, so no peer comes through one");
+            return None;
+        }
         text.parse().map_err(|error: crate::addr::IpMatcherError| node.mistake(error.to_string())).ok()
     };
     stream.at("real_ip_from").items().unwrap_or_default().iter().filter_map(read).collect()

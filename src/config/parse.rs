@@ -68,6 +68,7 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
     apisix::proxy_mode(&apisix, !listens.is_empty());
     ours.apply(&mut listens);
     let ssl = apisix::ssl(&apisix, files);
+    apisix::warn_of_protocols(&apisix, &listens);
     let deployment = deployment::read(root, &ours, ssl.trusted.clone(), files);
     let stream_plugins = root.at("stream_plugins").strings();
     let prometheus = prometheus::read(root, &stream_plugins, &ours);

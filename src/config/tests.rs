@@ -2,6 +2,7 @@
 
 mod listens;
 mod source;
+mod ssl;
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -86,6 +87,7 @@ fn what_is_not_written_is_apisix_default() {
     assert_eq!(etcd.trusted, Some(PathBuf::from("/etc/ssl/certs/ca-certificates.crt")));
     assert_eq!(config.dns.timeout, Duration::from_secs(5));
     assert!(config.dns.search && config.dns.ipv6 && config.dns.servers.is_empty());
+    assert_eq!(config.upstream_tls, UpstreamTlsConfig::default());
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
     assert!(config.unbuilt().is_empty());
 }
@@ -139,6 +141,11 @@ fn the_environment_has_its_say() {
         assert!(told.starts_with(&format!("{name}: is {value:?}")), "{told}");
     }
     check(&with("x: ${{NOT_SET}}"), &["x: can't find environment variable NOT_SET"]);
+    let variables = &config.rules.environment;
+    assert_eq!((variables.get("PORT"), variables.get("NOT_SET")), (Some("9105"), None));
+    let debug = format!("{:?}", config.rules);
+    assert!(debug.contains("Variables(3)") && !debug.contains("9105"), "{debug}");
+    assert_eq!(RulesConfig::everything().environment, Variables::default());
 }
 
 #[track_caller]
@@ -180,9 +187,15 @@ fn nginx_config_is_honoured_where_it_can_be() {
             escape: "json".into(),
         }
     );
-    assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
-    assert!(config.warnings[1].contains("the access log is not built yet"), "{:?}", config.warnings);
-    assert!(config.warnings[0].starts_with("nginx_config.user: has no effect; start streamgate as nobody"));
+    let warnings = [
+        "nginx_config.user: has no effect; start streamgate as nobody",
+        "nginx_config.stream.real_ip_from[1]: has no effect; no listen is a unix socket",
+        "nginx_config.stream.enable_access_log: the access log is not built yet",
+    ];
+    assert_eq!(config.warnings.len(), warnings.len(), "{:?}", config.warnings);
+    for (warning, start) in config.warnings.iter().zip(warnings) {
+        assert!(warning.starts_with(start), "{warning}");
+    }
     assert_eq!(read(&with("nginx_config: {worker_shutdown_timeout: 240}")).shutdown_timeout.as_secs(), 240);
     assert!(read(&with("nginx_config: {worker_shutdown_timeout: 0}")).shutdown_timeout.as_secs() > 1_000_000);
     check(
@@ -194,8 +207,17 @@ fn nginx_config_is_honoured_where_it_can_be() {
         &["nginx_config.error_log_level: is \"loud\"; allowed are debug"],
     );
     check(
-        &with("nginx_config: {stream: {real_ip_from: [lb.internal]}}"),
-        &["nginx_config.stream.real_ip_from[0]: `lb.internal`"],
+        &with("nginx_config: {stream: {real_ip_from: [lb.internal, 10.0.0.0/33, \"unix:/x\", 5]}}"),
+        &[
+            "nginx_config.stream.real_ip_from[0]: `lb.internal` has no IPv4 or IPv6 address",
+            "nginx_config.stream.real_ip_from[1]: `10.0.0.0/33` has a mask too long",
+            "nginx_config.stream.real_ip_from[2]: `unix:/x` has no",
+            "nginx_config.stream.real_ip_from[3]: is 5; a text",
+        ],
+    );
+    check(
+        &with("nginx_config: {stream: {real_ip_from: 10.0.0.1}}"),
+        &["nginx_config.stream.real_ip_from: is \"10.0.0.1\"; a list is allowed"],
     );
     check(
         &with("nginx_config: {stream: {enable_access_log: true, access_log: \"syslog:server=x\"}}"),
@@ -289,10 +311,9 @@ fn servers_of_one_process_have_addresses_of_their_own() {
         &["apisix.status: 127.0.0.1:7085 is the address of the listen 127.0.0.1:7085 too"],
     );
     let config = read(
-        "apisix: {proxy_mode: stream, stream_proxy: {tcp: [1]}, status: {ip: 10.0.0.1}, ssl: {fallback_sni: A.x}, disable_upstream_healthcheck: true}",
+        "apisix: {proxy_mode: stream, stream_proxy: {tcp: [1]}, status: {ip: 10.0.0.1}, disable_upstream_healthcheck: true}",
     );
     assert_eq!(config.status, Some("10.0.0.1:7085".parse().unwrap()));
-    assert_eq!(config.ssl.fallback_sni.as_deref(), Some("a.x"));
     assert!(config.disable_healthcheck);
 }
 
@@ -316,6 +337,8 @@ fn a_hup_can_follow_some_changes_only() {
     assert!(old.changes_needing_restart(&old).is_empty());
     let listens = read(&BASE.replace("9100", "9100, 9101"));
     assert!(old.changes_needing_restart(&listens).is_empty());
+    let trusting = read(&with("nginx_config: {stream: {real_ip_from: [10.0.0.0/8]}}\n"));
+    assert!(old.changes_needing_restart(&trusting).is_empty());
     let new = read(&with(
         "nginx_config: {worker_processes: 2, worker_shutdown_timeout: 1s}\ndeployment: {etcd: {host: [\"http://b:1\"], password: secret, user: u}}\n\
          plugin_attr: {prometheus: {export_addr: {port: 1}}}\nstream_plugins: []\nstreamgate: {max_sessions: 1}\n",
