@@ -17,6 +17,7 @@ mod merge;
 mod nginx;
 mod ours;
 mod parse;
+mod per_listen;
 mod prometheus;
 mod read;
 mod report;

@@ -1,12 +1,12 @@
 //! The section `streamgate:`, which APISIX ignores. Strict: an unknown key is a mistake.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::Limits;
 use super::Listen;
+use super::per_listen;
+use super::per_listen::PerListen;
 use super::read::Node;
-use crate::session::Transport;
 
 /// `streamgate.metrics.max_series` where it is not set.
 const MAX_SERIES: usize = 200_000;
@@ -42,17 +42,6 @@ pub(super) struct Ours<'a> {
     pub(super) allow_port_zero: bool,
 }
 
-/// Settings of the listens written as `key`.
-#[derive(Debug)]
-struct PerListen<'a> {
-    key: &'a str,
-    node: Node<'a>,
-    half_close: Option<bool>,
-    half_close_timeout: Option<Duration>,
-    idle_timeout: Option<Duration>,
-    responses: Option<u32>,
-}
-
 /// Reads the section.
 pub(super) fn read<'a>(section: &Node<'a>) -> Ours<'a> {
     section.only(KNOWN);
@@ -63,7 +52,7 @@ pub(super) fn read<'a>(section: &Node<'a>) -> Ours<'a> {
     let directives = section.at("ignored_directives").items().unwrap_or_default();
     let standalone_file = section.at("standalone_file");
     Ours {
-        listens: section.at("listens").entries().map(|(key, node)| per_listen(key, node)).collect(),
+        listens: section.at("listens").entries().map(|(key, node)| per_listen::read(key, node)).collect(),
         ignored_directives: directives
             .into_iter()
             .filter_map(|node| Some((node.string()?.into(), node)))
@@ -82,67 +71,17 @@ fn count(node: &Node<'_>) -> Option<usize> {
     node.integer(1..=ABSURD).and_then(|number| usize::try_from(number).ok())
 }
 
-fn per_listen<'a>(key: &'a str, node: Node<'a>) -> PerListen<'a> {
-    node.only(&["half_close", "half_close_timeout", "idle_timeout", "responses"]);
-    PerListen {
-        key,
-        half_close: node.at("half_close").boolean(),
-        half_close_timeout: node.at("half_close_timeout").duration(),
-        idle_timeout: node.at("idle_timeout").duration(),
-        responses: node.at("responses").integer(1..=u32::MAX.into()).and_then(|n| u32::try_from(n).ok()),
-        node,
-    }
-}
-
 impl Ours<'_> {
-    /// Gives each listen its settings. A key that matches none, and a setting that none of the
-    /// matching listens could obey, are mistakes: they would be silently without effect.
+    /// Gives each listen its settings. A key that matches none is a mistake: it would be silently
+    /// without effect.
     pub(super) fn apply(&self, listens: &mut [Listen]) {
         for settings in &self.listens {
-            let mut matching =
-                listens.iter_mut().filter(|listen| *listen.written == *settings.key).peekable();
-            if matching.peek().is_none() {
+            let mut matching: Vec<_> =
+                listens.iter_mut().filter(|listen| *listen.written == *settings.key).collect();
+            if matching.is_empty() {
                 settings.node.mistake(unmatched(listens));
-                continue;
-            }
-            let (mut tcp, mut udp) = (false, false);
-            for listen in matching {
-                match listen.transport {
-                    Transport::Tcp => tcp = true,
-                    Transport::Udp => udp = true,
-                }
-                settings.apply(listen);
-            }
-            settings.refuse_useless(tcp, udp);
-        }
-    }
-}
-
-impl PerListen<'_> {
-    fn apply(&self, listen: &mut Listen) {
-        match listen.transport {
-            Transport::Tcp => {
-                listen.half_close = self.half_close.unwrap_or(listen.half_close);
-                listen.half_close_timeout = self.half_close_timeout.unwrap_or(listen.half_close_timeout);
-            }
-            Transport::Udp => {
-                listen.idle_timeout = self.idle_timeout.or(listen.idle_timeout);
-                listen.responses = self.responses.or(listen.responses);
-            }
-        }
-    }
-
-    fn refuse_useless(&self, tcp: bool, udp: bool) {
-        let needed: [(&[&str], bool, &str); 2] = [
-            (&["half_close", "half_close_timeout"], tcp, "is for tcp, and this listen is udp"),
-            (&["idle_timeout", "responses"], udp, "is for udp, and this listen is tcp"),
-        ];
-        for (keys, present, text) in needed {
-            for key in keys {
-                let node = self.node.at(key);
-                if !present && !node.is_absent() {
-                    node.mistake(text);
-                }
+            } else {
+                settings.apply(&mut matching);
             }
         }
     }

@@ -13,6 +13,9 @@ use super::report::entry_path;
 use super::report::item_path;
 use super::time;
 
+/// Longer than any time that is meant: a year. What is added to a clock must not overflow it.
+const LONGEST: Duration = Duration::from_hours(365 * 24);
+
 /// A place in the tree, whether or not something stands there.
 #[derive(Clone, Debug)]
 pub(super) struct Node<'a> {
@@ -99,10 +102,11 @@ impl<'a> Node<'a> {
         self.typed(&text, |value| allowed.iter().find(|name| value.as_str() == Some(name)).copied())
     }
 
-    /// Seconds as a number, fractions allowed, or a time as nginx writes it; more than nothing.
+    /// Seconds as a number, fractions allowed, or a time as nginx writes it; more than nothing, at
+    /// most a year.
     pub(super) fn duration(&self) -> Option<Duration> {
         self.typed(
-            "allowed is a number of seconds, or a time such as 500ms, 10s, 1m 30s, above zero",
+            "allowed is a number of seconds, or a time such as 500ms, 10s, 1m 30s, above zero and up to a year",
             |value| {
                 let found = match value {
                     Value::Number(number) => {
@@ -110,7 +114,7 @@ impl<'a> Node<'a> {
                     }
                     _ => value.as_str().and_then(time::parse),
                 };
-                found.filter(|time| !time.is_zero())
+                found.filter(|time| !time.is_zero() && *time <= LONGEST)
             },
         )
     }
@@ -236,6 +240,16 @@ mod tests {
         check(&json!(null), |node| assert_eq!(node.boolean(), None), None);
         check(&json!([]), |node| assert_eq!(node.entries().count(), 0), None);
         check(&json!(0.25), |node| assert_eq!(node.duration(), Some(Duration::from_millis(250))), None);
+        check(&json!("1y"), |node| assert_eq!(node.duration(), Some(LONGEST)), None);
+        check(
+            &json!(1e18),
+            |node| {
+                node.duration();
+            },
+            Some(
+                "k: is 1e+18; allowed is a number of seconds, or a time such as 500ms, 10s, 1m 30s, above zero and up to a year",
+            ),
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Whole configurations: text in, `Config` or mistakes out.
 
 mod listens;
+mod per_listen;
 mod source;
 mod ssl;
 
@@ -365,5 +366,29 @@ fn the_examples_of_the_documentation_are_read() {
     for (block, _) in blocks {
         read_in(&world(&[("ETCD_PASSWORD", "pw")]), block)
             .unwrap_or_else(|mistakes| panic!("{block}\n{mistakes}"));
+    }
+}
+
+/// The keys that the section of `entries`, which has one that is unknown, says it knows.
+#[track_caller]
+fn known_keys(entries: &str) -> Vec<String> {
+    let told = told(&with(&format!("streamgate: {entries}\n")));
+    let (_, known) = told.split_once(" is no setting here; known are ").unwrap();
+    known.split(", ").map(str::to_owned).collect()
+}
+
+#[test]
+fn the_documentation_names_every_key_of_ours() {
+    let page = include_str!("../../docs/config.md");
+    for (section, entries) in [
+        ("", "{x: 1}"),
+        ("listens.<listen>.", "{listens: {9100: {x: 1}}}"),
+        ("metrics.", "{metrics: {x: 1}}"),
+        ("udp.", "{udp: {x: 1}}"),
+    ] {
+        for key in known_keys(entries) {
+            let row = |after| page.contains(&format!("\n| `{section}{key}{after}"));
+            assert!(row('`') || row('.'), "streamgate.{section}{key} has no row in docs/config.md");
+        }
     }
 }
