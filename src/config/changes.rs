@@ -1,7 +1,20 @@
 //! What a new config.yaml changes that a running process cannot follow.
 
 use super::Config;
+use super::Listen;
 use super::Source;
+use super::UpstreamTlsConfig;
+
+/// Whether a listen asks for something, and what it is, up to the verb.
+type Asked = (fn(&Listen) -> bool, &'static str);
+
+/// What nothing obeys yet; a row goes when its part is built.
+const UNBUILT: &[Asked] = &[
+    (|listen| listen.tls, "tls: TLS listens are"),
+    (|listen| listen.tls_passthrough, "tls_passthrough: routing by the ClientHello is"),
+    (|listen| listen.proxy_protocol, "proxy_protocol: accepting the PROXY protocol is"),
+    (|listen| listen.proxy_protocol_to_upstream, "proxy_protocol_to_upstream: sending the PROXY protocol is"),
+];
 
 impl Config {
     /// The changes from `self` to `new` that only a restart brings, a sentence each; empty: a HUP
@@ -52,6 +65,7 @@ impl Config {
             ("streamgate.max_sessions or streamgate.udp.max_associations", self.limits == new.limits),
         ];
         told.extend(rest.iter().filter(|(_, same)| !same).map(|(what, _)| restart(what)));
+        told.extend(upstream_tls(&self.upstream_tls, &new.upstream_tls).as_deref().map(restart));
         told
     }
 
@@ -61,16 +75,7 @@ impl Config {
     pub fn unbuilt(&self) -> Vec<String> {
         let mut told = Vec::new();
         for listen in &self.listens {
-            let asked = [
-                (listen.tls, "tls: TLS listens are"),
-                (listen.tls_passthrough, "tls_passthrough: routing by the ClientHello is"),
-                (listen.proxy_protocol, "proxy_protocol: accepting the PROXY protocol is"),
-                (
-                    listen.proxy_protocol_to_upstream,
-                    "proxy_protocol_to_upstream: sending the PROXY protocol is",
-                ),
-            ];
-            for (_, what) in asked.iter().filter(|(asked, _)| *asked) {
+            for (_, what) in UNBUILT.iter().filter(|(asked, _)| asked(listen)) {
                 // The ports of a range share one sentence.
                 let sentence = format!(
                     "listen {}: {what} not built yet; take the listen out, or keep it in APISIX",
@@ -83,6 +88,20 @@ impl Config {
         }
         told
     }
+}
+
+/// What changed of the way to nodes. That a bundle was renewed is no change of config.yaml, so the
+/// file is named.
+fn upstream_tls(old: &UpstreamTlsConfig, new: &UpstreamTlsConfig) -> Option<String> {
+    const WHERE: &str = "streamgate.upstream_tls or streamgate.upstreams";
+    if old == new {
+        return None;
+    }
+    let renewed = old.renewed_bundles(new);
+    Some(match renewed.as_slice() {
+        [] => WHERE.to_owned(),
+        paths => format!("{WHERE}: the content of the CA bundle {}", paths.join(", ")),
+    })
 }
 
 fn restart(what: &str) -> String {

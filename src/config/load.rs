@@ -90,5 +90,8 @@ mod tests {
     fn the_process_has_a_world() {
         let env = Environment::of_process();
         assert!(env.cores > 0 && env.cwd.is_absolute() && (env.exists)(&env.cwd));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&file, "text").unwrap();
+        assert_eq!((env.read)(file.path()).unwrap(), "text");
     }
 }

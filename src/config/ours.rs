@@ -23,6 +23,8 @@ const KNOWN: &[&str] = &[
     "metrics",
     "standalone_file",
     "udp",
+    "upstream_tls",
+    "upstreams",
 ];
 
 /// What the section says.

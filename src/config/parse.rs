@@ -12,7 +12,6 @@ use super::Listen;
 use super::Mistakes;
 use super::RulesConfig;
 use super::Source;
-use super::UpstreamTlsConfig;
 use super::Variables;
 use super::apisix;
 use super::defaults;
@@ -27,6 +26,7 @@ use super::ours;
 use super::prometheus;
 use super::read::Node;
 use super::report::Report;
+use super::upstream_tls;
 use super::yaml;
 use crate::session::Transport;
 
@@ -69,6 +69,7 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
     ours.apply(&mut listens);
     let ssl = apisix::ssl(&apisix, files);
     apisix::warn_of_protocols(&apisix, &listens);
+    let upstream_tls = upstream_tls::read(&root.at("streamgate"), ssl.trusted.as_deref(), files);
     let deployment = deployment::read(root, &ours, ssl.trusted.clone(), files);
     let stream_plugins = root.at("stream_plugins").strings();
     let prometheus = prometheus::read(root, &stream_plugins, &ours);
@@ -87,7 +88,7 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
         source: deployment.source,
         dns: apisix::dns(&apisix),
         ssl,
-        upstream_tls: UpstreamTlsConfig::default(),
+        upstream_tls,
         prometheus,
         status,
         workers: nginx::workers(root, files),

@@ -4,9 +4,12 @@ mod listens;
 mod per_listen;
 mod source;
 mod ssl;
+mod upstream_tls;
 
+use std::io;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::*;
@@ -17,8 +20,25 @@ const BASE: &str = "apisix:\n  proxy_mode: http&stream\n  stream_proxy: {tcp: [9
 fn world(vars: &[(&str, &str)]) -> Environment {
     let vars = vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let exists = |path: &Path| !path.ends_with("absent.pem");
-    Environment { vars, cwd: "/work-dir".into(), cores: 4, exists, ..Environment::default() }
+    Environment { vars, cwd: "/work-dir".into(), cores: 4, exists, read: text_of }
 }
+
+/// What the files of the world hold, by the end of their name: a certificate but where it says otherwise.
+fn text_of(path: &Path) -> io::Result<String> {
+    match path.file_stem().and_then(|stem| stem.to_str()) {
+        Some("empty") => Ok("no certificate\n".into()),
+        Some("cut") => Ok(CERTIFICATE.replace("-----END CERTIFICATE-----", "")),
+        Some("nonsense") => Ok("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".into()),
+        Some("bytes") => Err(io::ErrorKind::InvalidData.into()),
+        Some("secret") => Err(io::ErrorKind::PermissionDenied.into()),
+        _ => Ok(CERTIFICATE.clone()),
+    }
+}
+
+static CERTIFICATE: LazyLock<String> = LazyLock::new(|| {
+    let made = rcgen::generate_simple_self_signed(["ca.test".to_owned()]).unwrap();
+    made.cert.pem()
+});
 
 fn read_in(env: &Environment, text: &str) -> Result<Config, Mistakes> {
     Config::from_text(text, Path::new("/gate/conf/config.yaml"), env)
@@ -385,6 +405,8 @@ fn the_documentation_names_every_key_of_ours() {
         ("listens.<listen>.", "{listens: {9100: {x: 1}}}"),
         ("metrics.", "{metrics: {x: 1}}"),
         ("udp.", "{udp: {x: 1}}"),
+        ("upstream_tls.", "{upstream_tls: {x: 1}}"),
+        ("upstreams.<id>.", "{upstreams: {7: {x: 1}}}"),
     ] {
         for key in known_keys(entries) {
             let row = |after| page.contains(&format!("\n| `{section}{key}{after}"));
