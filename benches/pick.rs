@@ -15,7 +15,6 @@ use streamgate::balance::PoolSettings;
 use streamgate::balance::Tried;
 use streamgate::resource::Balancer;
 use streamgate::resource::HashKey;
-use streamgate::resource::Scheme;
 use streamgate::resource::Timeouts;
 use streamgate::session::Inbound;
 use streamgate::session::Transport;
@@ -27,12 +26,13 @@ fn pool(balancer: &Balancer) -> Pool {
         weight: 1 + u32::from(index % 5),
         priority: 0,
         stats: Arc::default(),
+        tls: None,
     };
     let settings = PoolSettings {
         timeouts: Timeouts::default(),
         attempts: 3,
         retry_timeout: None,
-        scheme: Scheme::Plain,
+        unfit: None,
         pending: false,
     };
     Pool::new("u".into(), balancer, settings, (0..100).map(node).collect(), 7)

@@ -10,6 +10,7 @@ mod route_metrics;
 mod server;
 mod status;
 mod text;
+mod tls_metrics;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -103,6 +104,7 @@ impl Admin {
         self.metrics.render(&mut out);
         let (routes, pools) = (snapshot.routes(), snapshot.pools());
         route_metrics::render(&mut out, &totals.unrouted, routes, pools, self.max_series);
+        tls_metrics::render(&mut out, &self.node.tls, &snapshot, self.max_series);
         self.page_bytes.store(out.len(), Relaxed);
         out
     }

@@ -8,13 +8,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow, bail};
+use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::addr::IpMatcher;
 use crate::admin::{self, Admin, Pages, Parts, apisix_metrics};
+use crate::certs::towards::Towards;
 use crate::config::{Config, Source};
 use crate::control::{self, Control};
 use crate::drain::Drain;
@@ -62,6 +65,8 @@ pub struct Gateway {
     /// Writes what became of sessions; ends when the workers have.
     log: JoinHandle<()>,
     first_state: oneshot::Receiver<()>,
+    /// Peers whose PROXY header the workers believe.
+    real_ip_from: Arc<ArcSwap<Vec<IpMatcher>>>,
     /// Everything but the workers ends with it.
     background: CancellationToken,
     /// The real address of the metrics server.
@@ -71,13 +76,8 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts everything but the listens. Fails where config.yaml asks for what is not built, or an
-    /// address cannot be had.
+    /// Starts everything but the listens. Fails where an address cannot be had.
     pub async fn start(config: Config, options: Options) -> anyhow::Result<Self> {
-        let unbuilt = config.unbuilt();
-        if !unbuilt.is_empty() {
-            bail!("{}", unbuilt.join("\n"));
-        }
         prove_free(&config, options.share_ports)?;
         let metrics =
             options.metrics.unwrap_or_else(|| Metrics::new(&admin::kinds(), env!("CARGO_PKG_VERSION")));
@@ -114,7 +114,8 @@ impl Gateway {
         let (wanted, names) = watch::channel(Arc::from([]));
         let control = Control {
             store: Store::new(config.rules.clone()),
-            builder: Builder::new(Arc::new(Live::default()), rand::random()),
+            builder: Builder::new(Arc::new(Live::default()), rand::random())
+                .with_towards(Towards::new(&config.upstream_tls)),
             published: published.clone(),
             wanted,
             metrics,
@@ -131,6 +132,7 @@ impl Gateway {
             drain,
             log,
             first_state,
+            real_ip_from: shared.real_ip_from,
             background,
             metrics_addr,
             status_addr,
@@ -172,8 +174,7 @@ impl Gateway {
     /// Follows a new config.yaml: opens and closes listens, keeps every session. On an error nothing
     /// has changed.
     pub async fn reload(&mut self, config: Config) -> anyhow::Result<()> {
-        let mut refusals = config.unbuilt();
-        refusals.extend(self.config.changes_needing_restart(&config));
+        let refusals = self.config.changes_needing_restart(&config);
         if !refusals.is_empty() {
             bail!("{}", refusals.join("\n"));
         }
@@ -193,6 +194,7 @@ impl Gateway {
                 tracing::warn!("{warning}");
             }
         }
+        self.real_ip_from.store(Arc::new(config.real_ip_from.clone()));
         self.config = config;
         Ok(())
     }
@@ -300,6 +302,8 @@ fn shared(
         descriptors: Budget::new(free),
         pipes: Budget::new(pipes),
         udp_associations,
+        fallback_sni: config.ssl.fallback_sni.as_deref().map(Into::into),
+        real_ip_from: Arc::new(ArcSwap::from_pointee(config.real_ip_from.clone())),
     };
     Ok((shared, log))
 }

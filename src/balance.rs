@@ -18,8 +18,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::certs::towards::NodeTls;
 use crate::live::Stats;
-use crate::resource::{Balancer, HashKey, Scheme, Timeouts};
+use crate::resource::{Balancer, HashKey, Timeouts};
 use crate::session::Inbound;
 use set::{Method, Set};
 pub use template::Template;
@@ -37,10 +38,12 @@ pub struct PoolNode {
     pub priority: i64,
     /// What happened on it.
     pub stats: Arc<Stats>,
+    /// How TLS is spoken with it, where the upstream's scheme is tls.
+    pub tls: Option<Arc<NodeTls>>,
 }
 
 /// How the nodes of a pool are tried and dialled.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PoolSettings {
     /// Connect and idle limits.
     pub timeouts: Timeouts,
@@ -48,8 +51,8 @@ pub struct PoolSettings {
     pub attempts: u32,
     /// No attempt after the first begins later than this.
     pub retry_timeout: Option<Duration>,
-    /// What is spoken to nodes.
-    pub scheme: Scheme,
+    /// Why TLS cannot be spoken to nodes though it has to be: no session may go there.
+    pub unfit: Option<Arc<str>>,
     /// Some node is a name without an answer yet: sessions that find no node wait for it.
     pub pending: bool,
 }

@@ -12,7 +12,8 @@
 //!   outlive snapshots
 //! - [`config`] config.yaml; [`expr`] filter expressions; [`flow`] the table of UDP associations
 //! - [`resource`] stream_routes, upstreams, services, ssls: JSON to typed
-//! - [`matcher`] connection to rule; [`balance`] session to node; [`plugin`] what runs between
+//! - [`matcher`] connection to rule; [`certs`] server name to certificate
+//! - [`balance`] session to node; [`plugin`] what runs between
 //! - [`store`] the last good version of every object
 //! - [`snapshot`] the immutable state that sessions are routed by
 //! - [`net`] listening sockets, connections to nodes, limits of the process
@@ -25,6 +26,7 @@ pub mod addr;
 pub mod admin;
 pub mod app;
 pub mod balance;
+pub mod certs;
 pub mod config;
 pub mod control;
 pub mod drain;

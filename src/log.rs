@@ -189,6 +189,7 @@ fn sentence(end: End) -> &'static str {
         End::UpstreamReset => "the upstream reset the connection",
         End::IdleTimeout => "no byte moved for the idle timeout",
         End::HalfClosedTimeout => "one side had closed and no byte moved for the half-closed timeout",
+        End::UpstreamTls => "TLS to the upstream lacks its client certificate or its CA",
         End::NoRoute => "no stream_route matches",
         End::UpstreamMissing => "the upstream of the route does not exist",
         End::ServiceMissing => "the service of the route does not exist",

@@ -5,28 +5,34 @@
 //! leaves its thread but counters and its outcome.
 //!
 //! - `worker`: what the sessions of a thread share; `accept`: connections in; `steer`: to whom; `tcp`: one connection;
-//!   `relay`: its bytes; `pipes`: what they are spliced through; `udp`: datagrams; `record`: what a
+//!   `opening`: its first bytes; `terminate`: TLS with the client; `greet`: what a node hears first; `relay`: its bytes; `pipes`: what they are spliced through; `udp`: datagrams; `record`: what a
 //!   session is held to account by
 //! - `rate`: how often something may be logged
 //!
 //! [`Outcome`]: crate::session::Outcome
 
 mod accept;
+mod greet;
 mod listens;
+mod opening;
 mod pipes;
 mod rate;
 mod record;
 mod relay;
 mod steer;
 mod tcp;
+mod terminate;
 mod udp;
 mod worker;
 mod workers;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
+use crate::addr::IpMatcher;
 use crate::live::Budget;
 use crate::live::NodeCounters;
 use crate::live::totals::Totals;
@@ -59,4 +65,15 @@ pub struct Shared {
     pub pipes: Arc<Budget>,
     /// UDP associations of the process at the same time; each worker keeps to its share.
     pub udp_associations: usize,
+    /// The name of TLS clients that send none.
+    pub fallback_sni: Option<Arc<str>>,
+    /// Peers whose PROXY header says who the client is; may change.
+    pub real_ip_from: Arc<ArcSwap<Vec<IpMatcher>>>,
+}
+
+impl Shared {
+    /// Reports whether the PROXY header of this peer is believed.
+    fn trusts(&self, peer: IpAddr) -> bool {
+        self.real_ip_from.load().iter().any(|matcher| matcher.contains(peer))
+    }
 }

@@ -5,12 +5,15 @@
 //! comes out cannot be malformed any more. The rule for strictness: what a running APISIX serves is
 //! never refused whole; a bad node or an unknown plugin is dropped alone, with a warning.
 
+mod client_auth;
 mod document;
 mod explain;
+mod identity;
 pub mod keyring;
 mod misc;
 pub mod pem;
 mod plugins;
+mod reference;
 mod rules;
 mod schema;
 mod service;
@@ -24,6 +27,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use client_auth::{ClientAuth, provider};
+pub use identity::Identity;
 pub use rules::{Parsed, Rejection, Remark, Rules};
 pub use validate::validate_line;
 
@@ -318,10 +323,8 @@ pub enum Scheme {
 pub struct UpstreamTls {
     /// Key of an `ssls` object of type client.
     pub client_cert_id: Option<Arc<str>>,
-    /// PEM.
-    pub client_cert: Option<Box<str>>,
-    /// PEM, decrypted.
-    pub client_key: Option<Box<str>>,
+    /// `client_cert` and `client_key`, shown to nodes that ask.
+    pub identity: Option<Identity>,
 }
 
 /// A certificate object.
@@ -333,14 +336,55 @@ pub struct Ssl {
     pub client_type: bool,
     /// `status` is 1 or absent.
     pub enabled: bool,
-    /// Server names, lower-cased, without their final dot.
-    pub snis: Vec<Box<str>>,
-    /// Certificate chain and key; the first is `cert` and `key`. Plain PEM, decrypted, without what
-    /// surrounded it, and servable (`pem::servable`); a pair with a reference to a secret in either
-    /// half is as written and unchecked.
-    pub pairs: Vec<(Box<str>, Box<str>)>,
-    /// CAs (PEM, or a reference to a secret) and depth to verify clients with.
-    pub client: Option<(Box<str>, u32)>,
-    /// `ssl_protocols`, where set and not empty.
-    pub protocols: Option<Vec<Box<str>>>,
+    /// Server names it serves, lower-cased, without their final dot.
+    pub names: Names,
+    /// The first is that of `cert` and `key`, unless it was left out. Each can be served.
+    pub identities: Vec<Identity>,
+    /// What clients are verified with: `client`.
+    pub client: Option<ClientAuth>,
+    /// `ssl_protocols`.
+    pub versions: Versions,
+}
+
+/// `sni` or `snis` of a certificate object. Which of the two it is matters for a bare `*`
+/// (`apisix/ssl/router/radixtree_sni.lua:188`).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Names {
+    /// `sni`.
+    One(Box<str>),
+    /// `snis`, or none on an object of type client.
+    Listed(Vec<Box<str>>),
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self::Listed(Vec::new())
+    }
+}
+
+impl Names {
+    /// Each name as written, lower-cased.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        match self {
+            Self::One(name) => std::slice::from_ref(name),
+            Self::Listed(names) => names.as_slice(),
+        }
+        .iter()
+        .map(|name| &**name)
+    }
+}
+
+/// TLS versions that a certificate object allows; at least one, 1.1 and older being none.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Versions {
+    /// TLS 1.2.
+    pub tls12: bool,
+    /// TLS 1.3.
+    pub tls13: bool,
+}
+
+impl Default for Versions {
+    fn default() -> Self {
+        Self { tls12: true, tls13: true }
+    }
 }

@@ -3,10 +3,16 @@
 //! Every session makes one [`Outcome`] with one [`End`]; the access log and the statistics are both
 //! made from it, so they cannot disagree. Pure: no I/O, no clock.
 
+mod brought;
+mod tls_failure;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use brought::{Brought, TlsFacts};
+pub use tls_failure::TlsFailure;
 
 /// What carries the bytes.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -41,13 +47,15 @@ pub struct Inbound {
     pub sni: Option<Arc<str>>,
     /// The client identifier of an MQTT CONNECT, where a plugin read one that is not empty.
     pub mqtt_client_id: Option<Arc<str>>,
+    /// What its first bytes said of it; absent on plain connections.
+    pub brought: Option<Box<Brought>>,
 }
 
 impl Inbound {
     /// A session of which only the addresses are known.
     #[must_use]
     pub fn new(transport: Transport, client: SocketAddr, server: SocketAddr) -> Self {
-        Self { transport, client, server, sni: None, mqtt_client_id: None }
+        Self { transport, client, server, sni: None, mqtt_client_id: None, brought: None }
     }
 
     /// The value of a variable that formats, hash keys and filters may name, without its `$`.
@@ -63,8 +71,13 @@ impl Inbound {
             "protocol" => Variable::Text("UDP"),
             "ssl_server_name" => Variable::Text(self.sni.as_deref()?),
             "mqtt_client_id" => Variable::Text(self.mqtt_client_id.as_deref()?),
-            _ => return None,
+            other => return self.brought.as_ref()?.variable(other),
         })
+    }
+
+    /// What its first bytes said, to be added to.
+    pub fn brought(&mut self) -> &mut Brought {
+        self.brought.get_or_insert_default()
     }
 
     /// The address whose route rules apply to the client.
@@ -171,6 +184,8 @@ endings! {
     IdleTimeout => ("idle_timeout", Gateway, "200", "502"),
     /// One side had closed and the other moved no byte for the half-closed timeout.
     HalfClosedTimeout => ("half_closed_timeout", Gateway, "200", "200"),
+    /// What TLS to the upstream needs is missing: the client certificate it names, or a CA.
+    UpstreamTls => ("upstream_tls", Gateway, "001", "001"),
     /// No stream_route matched.
     NoRoute => ("no_route", Gateway, "001", "500"),
     /// The route's upstream does not exist, or the route names none.

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::balance::Pool;
+use crate::certs::Certificates;
 use crate::live::Stats;
 use crate::matcher::{Explanation, Matcher, Order, Overlaps, Query, Rule, Shadowed};
 use crate::persistent::Map;
 use crate::plugin::Plugin;
-use crate::resource::{Key, Kind};
+use crate::resource::{Key, Kind, Ssl};
 use crate::session::{End, Inbound};
 use crate::store::{HeldState, Rejected};
 
@@ -95,6 +96,9 @@ pub struct Snapshot {
     pools: Map<Arc<str>, Arc<Pool>>,
     /// Of upstreams written inside services, where a route goes there.
     services: Map<Arc<str>, Arc<Pool>>,
+    certificates: Certificates,
+    /// Certificate objects of type client.
+    shown: Map<Arc<str>, Arc<Ssl>>,
     counts: BTreeMap<Kind, usize>,
     rejected: Map<Key, Rejected>,
     held: Option<HeldState>,
@@ -120,6 +124,17 @@ impl Snapshot {
     #[must_use]
     pub fn find(&self, inbound: &Inbound) -> Option<&Arc<Route>> {
         self.matcher.find(&query(inbound))
+    }
+
+    /// The certificates that TLS is terminated with, by server name.
+    #[must_use]
+    pub fn certificates(&self) -> &Certificates {
+        &self.certificates
+    }
+
+    /// Certificate objects of type client, which nodes may be shown, in no order.
+    pub fn shown_certificates(&self) -> impl Iterator<Item = &Arc<Ssl>> {
+        self.shown.values()
     }
 
     /// The pool of a route, or why there is none with the sentence for the log.

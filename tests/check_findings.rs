@@ -202,6 +202,17 @@ fn certificates_that_cannot_be_served() {
 }
 
 #[test]
+fn tls_towards_nodes() {
+    upstream(json!({"nodes": nodes(), "scheme": "tls"}), "CHANGES  SG-087 upstreams/u  ", "scheme tls");
+    let tls = json!({"client_cert_id": "nowhere"});
+    let objects = json!({
+        "upstreams": [{"id": "u", "nodes": nodes(), "scheme": "tls", "tls": tls}],
+        "stream_routes": [{"id": "r", "upstream_id": "u"}],
+    });
+    finds(&objects, "WARN     stream_routes/r  ", "(upstream_tls): its tls.client_cert_id names ssl nowhere");
+}
+
+#[test]
 fn what_is_not_built_yet() {
     let checks = json!({"active": {"type": "tcp"}});
     upstream(
@@ -209,7 +220,6 @@ fn what_is_not_built_yet() {
         "CHANGES  SG-050 upstreams/u  ",
         "checks are not run",
     );
-    upstream(json!({"nodes": nodes(), "scheme": "tls"}), "CHANGES  SG-050 upstreams/u  ", "scheme tls");
     upstream(
         json!({"service_name": "x", "discovery_type": "dns"}),
         "CHANGES  SG-050 upstreams/u  ",

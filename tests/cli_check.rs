@@ -167,11 +167,6 @@ fn check_exits_with_64_for_the_config_itself() {
     assert_eq!(output.status.code(), Some(64));
     let said = stderr(&output);
     has(&said, &["apisix.stream_proxy.tcp[0]: ", "apisix.stream_proxy.udp[0]: ", "streamgate.tyop: "]);
-
-    let unbuilt = Config::new("tcp: [{addr: 9100, tls: true}]", from_file, "");
-    fs::write(unbuilt.path().join("apisix.json"), "{}").unwrap();
-    has(&unbuilt.check(&[], 64), &["REFUSED  config.yaml  listen 9100: tls: ", "0 rejected"]);
-    unbuilt.check(&["--config-only"], 64);
 }
 
 #[test]

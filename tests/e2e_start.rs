@@ -73,17 +73,6 @@ fn a_mode_without_streams_is_a_mistake() {
 }
 
 #[test]
-fn what_is_not_built_does_not_half_work() {
-    let listen = |setting: &str| {
-        format!(
-            "apisix: {{proxy_mode: stream, stream_proxy: {{tcp: [{{addr: 9100, {setting}: true}}]}}}}\n{FROM_FILE}"
-        )
-    };
-    check_start(&listen("tls"), 64, &["listen 9100: tls: TLS listens are not built yet"]);
-    check_start(&listen("proxy_protocol"), 64, &["listen 9100: proxy_protocol: "]);
-}
-
-#[test]
 fn a_missing_file_is_named() {
     let output = run(&["run", "-c", "/nonexistent/config.yaml"], b"");
     assert_eq!(output.status.code(), Some(64));

@@ -7,6 +7,7 @@ use serde_json::json;
 use streamgate::config::RulesConfig;
 use streamgate::resource::{
     Balancer, HashKey, Key, Kind, Object, Parsed, Remark, Rules, Scheme, Service, Ssl, StreamRoute, Upstream,
+    Versions,
 };
 use streamgate::sni::SniPattern;
 
@@ -190,7 +191,7 @@ fn pair() -> Pair {
 }
 
 #[test]
-fn certificates_become_plain_pem() {
+fn certificates_become_identities() {
     let Pair { cert, key } = pair();
     let text = json!({
         "snis": ["A.com.", "*.b.com"], "status": 1.0, "ssl_protocols": [],
@@ -198,13 +199,12 @@ fn certificates_become_plain_pem() {
         "certs": ["$env://CERT"], "keys": [key], "client": {"ca": cert}
     });
     let (parsed, warnings, unusable) = ssl(&text.to_string());
-    assert!(warnings.is_empty() && unusable.is_none(), "{warnings:?} {unusable:?}");
-    assert_eq!(parsed.snis, ["a.com".into(), "*.b.com".into()]);
-    assert_eq!(&*parsed.pairs[0].0, cert.replace("\r\n", "\n"));
-    assert_eq!(&*parsed.pairs[0].1, key.replace("\r\n", "\n"));
-    assert_eq!(&*parsed.pairs[1].0, "$env://CERT");
-    assert_eq!(parsed.client.unwrap().1, 1);
-    assert!(parsed.enabled && !parsed.client_type && parsed.protocols.is_none());
+    assert!(warnings.len() == 1 && unusable.is_none(), "{warnings:?} {unusable:?}");
+    assert!(warnings[0].starts_with("/certs/0 is \"$env://CERT\", and this process has no"), "{warnings:?}");
+    assert_eq!(parsed.names.iter().collect::<Vec<_>>(), ["a.com", "*.b.com"]);
+    assert_eq!(parsed.identities.len(), 1);
+    assert_eq!(parsed.client.unwrap().depth, 1);
+    assert!(parsed.enabled && !parsed.client_type && parsed.versions == Versions::default());
 }
 
 #[test]
@@ -212,12 +212,12 @@ fn a_pair_that_cannot_be_served_is_left_out_and_the_last_one_makes_the_object_un
     let (first, second) = (pair(), pair());
     let alone = json!({"sni": "a.com", "cert": first.cert, "key": second.key});
     let (parsed, warnings, unusable) = ssl(&alone.to_string());
-    assert!(parsed.pairs.is_empty() && warnings.is_empty());
+    assert!(parsed.identities.is_empty() && warnings.is_empty());
     assert_eq!(unusable.unwrap(), "/cert: its private key does not belong to its certificate");
 
     let beside = json!({"sni": "a.com", "cert": first.cert, "key": first.key, "certs": [first.cert], "keys": [second.key]});
     let (parsed, warnings, unusable) = ssl(&beside.to_string());
-    assert_eq!((parsed.pairs.len(), unusable), (1, None));
+    assert_eq!((parsed.identities.len(), unusable), (1, None));
     assert!(warnings[0].starts_with("/certs/0: "), "{warnings:?}");
 
     let old = json!({"sni": "a.com", "cert": first.cert, "key": first.key, "ssl_protocols": ["TLSv1.1"]});

@@ -14,7 +14,7 @@ use std::time::Duration;
 use streamgate::balance::{Pool, PoolSettings};
 use streamgate::config::Listen;
 use streamgate::plugin::Plugin;
-use streamgate::resource::{Scheme, Timeouts};
+use streamgate::resource::Timeouts;
 use streamgate::session::{End, Traffic, Transport};
 use streamgate::snapshot::Target;
 
@@ -269,8 +269,8 @@ fn a_client_nobody_serves_is_closed_and_told_why_in_the_log() {
     let no_time = PoolSettings { retry_timeout: Some(Duration::ZERO), ..settings() };
     check_refused(pool(no_time, &[dead, dead_too]), End::RetryDeadline, &["refused", "retry_timeout"]);
     check_refused(pool(settings(), &[]), End::NoNode, &["u1"]);
-    let tls = PoolSettings { scheme: Scheme::Tls, ..settings() };
-    check_refused(pool(tls, &[dead]), End::Internal, &["scheme tls"]);
+    let tls = PoolSettings { unfit: Some("no such certificate".into()), ..settings() };
+    check_refused(pool(tls, &[dead]), End::UpstreamTls, &["upstream u1: no such certificate"]);
 }
 
 #[test]
@@ -398,15 +398,6 @@ fn a_listen_that_cannot_be_had_changes_nothing_and_names_the_holder() {
     assert!(error.contains("9100") && error.contains(&taken.to_string()) && error.contains(&pid), "{error}");
     let _client = connect(at);
     accept(&held);
-}
-
-#[test]
-fn a_listen_that_would_not_do_what_it_says_is_refused() {
-    let mut gateway = Gateway::start(&Setup::default());
-    for listen in [Listen { tls: true, ..tcp() }, Listen { proxy_protocol: true, ..tcp() }] {
-        let errors = gateway.reconcile(&[listen]).unwrap_err();
-        assert!(errors[0].to_string().contains("not built"), "{}", errors[0]);
-    }
 }
 
 #[test]

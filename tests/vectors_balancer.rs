@@ -22,7 +22,6 @@ use streamgate::balance::Tried;
 use streamgate::live::Stats;
 use streamgate::resource::Balancer;
 use streamgate::resource::HashKey;
-use streamgate::resource::Scheme;
 use streamgate::resource::Timeouts;
 use streamgate::session::Inbound;
 use streamgate::session::Transport;
@@ -61,6 +60,7 @@ fn node(label: &str, weight: &Value, priority: &Value, known: &mut Known) -> Poo
         weight: weight.as_u64().unwrap().try_into().unwrap(),
         priority: priority.as_i64().unwrap_or(0),
         stats: known.entry(label.to_owned()).or_default().clone(),
+        tls: None,
     }
 }
 
@@ -78,7 +78,7 @@ fn pool_of(balancer: &Balancer, nodes: Vec<PoolNode>, seed: u64) -> Pool {
         timeouts: Timeouts::default(),
         attempts: 1,
         retry_timeout: None,
-        scheme: Scheme::Plain,
+        unfit: None,
         pending: false,
     };
     Pool::new("u".into(), balancer, settings, nodes, seed)

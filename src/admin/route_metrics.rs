@@ -275,7 +275,7 @@ mod tests {
 
     use super::*;
     use crate::balance::PoolSettings;
-    use crate::resource::{Balancer, Scheme, Timeouts};
+    use crate::resource::{Balancer, Timeouts};
     use crate::snapshot::Target;
 
     fn route(id: &str) -> Arc<Route> {
@@ -296,7 +296,7 @@ mod tests {
             timeouts: Timeouts::default(),
             attempts: 1,
             retry_timeout: None,
-            scheme: Scheme::Plain,
+            unfit: None,
             pending: false,
         };
         let node = |(label, stats): &(&str, &Arc<Stats>)| PoolNode {
@@ -305,6 +305,7 @@ mod tests {
             weight: 1,
             priority: 0,
             stats: Arc::clone(stats),
+            tls: None,
         };
         let nodes = nodes.iter().map(node).collect();
         Arc::new(Pool::new(id.into(), &Balancer::RoundRobin, settings, nodes, 0))

@@ -149,6 +149,7 @@ mod tests {
             weight: 1,
             priority: 0,
             stats: Arc::default(),
+            tls: None,
         };
         for count in [0, 1, 2, 7, 100] {
             let nodes: Vec<_> = (0..count).map(node).collect();

@@ -14,7 +14,7 @@ fn settings() -> PoolSettings {
         timeouts: Timeouts::default(),
         attempts: 1,
         retry_timeout: Some(Duration::ZERO),
-        scheme: Scheme::Plain,
+        unfit: None,
         pending: false,
     }
 }
@@ -27,6 +27,7 @@ fn nodes(weights: &[(u32, i64)]) -> Vec<PoolNode> {
         weight: *weight,
         priority: *priority,
         stats: Arc::default(),
+        tls: None,
     };
     (0..).zip(weights).map(node).collect()
 }

@@ -26,6 +26,9 @@ pub(super) struct Arguments {
     /// The TLS server name the client sends
     #[arg(long, value_name = "NAME")]
     sni: Option<String>,
+    /// The client speaks TLS that is terminated here: without a name it gets fallback_sni of config.yaml
+    #[arg(long, conflicts_with = "udp")]
+    tls: bool,
     /// A datagram instead of a TCP connection
     #[arg(long)]
     udp: bool,
@@ -33,7 +36,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 10)]
     others: usize,
     /// Read cases from standard input, one JSON object a line, each with its own objects
-    #[arg(long, conflicts_with_all = ["client", "server", "sni", "udp"])]
+    #[arg(long, conflicts_with_all = ["client", "server", "sni", "tls", "udp"])]
     jsonl: bool,
 }
 
@@ -74,8 +77,10 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     };
     let transport = if arguments.udp { Transport::Udp } else { Transport::Tcp };
     let mut inbound = Inbound::new(transport, client.0, server);
-    inbound.sni = arguments.sni.as_deref().and_then(server_name);
-    finish(text::explain(&loaded, &inbound, arguments.others, &mut io::stdout()))
+    let fallback = config.ssl.fallback_sni.as_deref().filter(|_| arguments.tls);
+    inbound.sni = arguments.sni.as_deref().or(fallback).and_then(server_name);
+    let question = text::Question { inbound: &inbound, tls: arguments.tls, others: arguments.others };
+    finish(text::explain(&loaded, &question, &mut io::stdout()))
 }
 
 fn cases(arguments: &Arguments) -> ExitCode {

@@ -13,7 +13,7 @@ use streamgate::metrics::Metrics;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{ConfigFile, LogFormat, MISTAKE, complain};
+use super::{ConfigFile, LogFormat, complain};
 
 /// How long TERM lets sessions finish.
 const TERM: Duration = Duration::from_secs(10);
@@ -38,11 +38,6 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    let unbuilt = config.unbuilt();
-    if !unbuilt.is_empty() {
-        unbuilt.iter().for_each(complain);
-        return ExitCode::from(MISTAKE);
-    }
     let format = if arguments.log_format.is_json() {
         log::Format::Json
     } else {

@@ -1,20 +1,8 @@
 //! What a new config.yaml changes that a running process cannot follow.
 
 use super::Config;
-use super::Listen;
 use super::Source;
 use super::UpstreamTlsConfig;
-
-/// Whether a listen asks for something, and what it is, up to the verb.
-type Asked = (fn(&Listen) -> bool, &'static str);
-
-/// What nothing obeys yet; a row goes when its part is built.
-const UNBUILT: &[Asked] = &[
-    (|listen| listen.tls, "tls: TLS listens are"),
-    (|listen| listen.tls_passthrough, "tls_passthrough: routing by the ClientHello is"),
-    (|listen| listen.proxy_protocol, "proxy_protocol: accepting the PROXY protocol is"),
-    (|listen| listen.proxy_protocol_to_upstream, "proxy_protocol_to_upstream: sending the PROXY protocol is"),
-];
 
 impl Config {
     /// The changes from `self` to `new` that only a restart brings, a sentence each; empty: a HUP
@@ -66,26 +54,6 @@ impl Config {
         ];
         told.extend(rest.iter().filter(|(_, same)| !same).map(|(what, _)| restart(what)));
         told.extend(upstream_tls(&self.upstream_tls, &new.upstream_tls).as_deref().map(restart));
-        told
-    }
-
-    /// What the configuration asks for that is not built yet, a sentence each; the start is refused
-    /// while there is any, for clients would be served otherwise than written.
-    #[must_use]
-    pub fn unbuilt(&self) -> Vec<String> {
-        let mut told = Vec::new();
-        for listen in &self.listens {
-            for (_, what) in UNBUILT.iter().filter(|(asked, _)| asked(listen)) {
-                // The ports of a range share one sentence.
-                let sentence = format!(
-                    "listen {}: {what} not built yet; take the listen out, or keep it in APISIX",
-                    listen.written
-                );
-                if !told.contains(&sentence) {
-                    told.push(sentence);
-                }
-            }
-        }
         told
     }
 }

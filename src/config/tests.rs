@@ -110,7 +110,6 @@ fn what_is_not_written_is_apisix_default() {
     assert!(config.dns.search && config.dns.ipv6 && config.dns.servers.is_empty());
     assert_eq!(config.upstream_tls, UpstreamTlsConfig::default());
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
-    assert!(config.unbuilt().is_empty());
 }
 
 #[test]

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
+use crate::session::TlsFailure;
+
 /// A counter that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -26,9 +28,46 @@ impl Counter {
     }
 }
 
+/// TLS with clients.
+#[derive(Debug, Default)]
+pub struct TlsCounters {
+    full: Counter,
+    resumed: Counter,
+    failed: [Counter; TlsFailure::COUNT],
+    /// Connections passed on undecrypted.
+    pub passed_through: Counter,
+}
+
+impl TlsCounters {
+    /// Counts a handshake; `resumed`: it went on with an earlier session.
+    pub fn done(&self, resumed: bool) {
+        if resumed { &self.resumed } else { &self.full }.add_one();
+    }
+
+    /// Counts a handshake that failed.
+    pub fn failed(&self, failure: TlsFailure) {
+        if let Some(counter) = self.failed.get(failure.index()) {
+            counter.add_one();
+        }
+    }
+
+    /// Handshakes in full, and those that went on with earlier sessions.
+    #[must_use]
+    pub fn done_counts(&self) -> [(&'static str, u64); 2] {
+        [("full", self.full.count()), ("resumed", self.resumed.count())]
+    }
+
+    /// Handshakes that failed, by their reason.
+    pub fn failed_counts(&self) -> impl Iterator<Item = (TlsFailure, u64)> {
+        TlsFailure::ALL.iter().zip(&self.failed).map(|(failure, counter)| (*failure, counter.count()))
+    }
+}
+
 /// Counters of the process, shared by all workers.
 #[derive(Debug, Default)]
 pub struct NodeCounters {
+    /// TLS with clients.
+    pub tls: TlsCounters,
     /// `accept` failed for the connection at hand; the client had gone before, as a rule.
     pub accept_aborted: Counter,
     /// `accept` failed for want of descriptors or memory, and accepting paused.

@@ -66,6 +66,9 @@ pub enum DialError {
     /// The system's error.
     #[error("{}", sentence(.0))]
     System(#[source] io::Error),
+    /// It was reached, and TLS with it failed: a sentence.
+    #[error("{0}")]
+    Handshake(String),
 }
 
 impl DialError {

@@ -193,6 +193,8 @@ mod tests {
             descriptors: Budget::new(1000),
             pipes: Budget::new(10),
             udp_associations: 1,
+            fallback_sni: None,
+            real_ip_from: Arc::default(),
         };
         Rc::new(Worker::new(shared, place, 1))
     }

@@ -86,17 +86,6 @@ pub enum ListenError {
         /// Why.
         source: std::io::Error,
     },
-    /// It would not do what it says.
-    #[error(
-        "listen {written}: {setting} is not built into this version; refusing to open it rather than \
-         forwarding as if it were not set"
-    )]
-    Unbuilt {
-        /// As in config.yaml.
-        written: Arc<str>,
-        /// The setting.
-        setting: &'static str,
-    },
 }
 
 impl Listens {
@@ -121,10 +110,6 @@ impl Listens {
     /// Makes `wanted` what is open. On errors, all of which are told, nothing has changed.
     /// Returns when what was to be closed is, accept queues emptied.
     pub async fn reconcile(&mut self, wanted: &[Listen]) -> Result<Report, Vec<ListenError>> {
-        let unbuilt: Vec<_> = wanted.iter().filter_map(unbuilt).collect();
-        if !unbuilt.is_empty() {
-            return Err(unbuilt);
-        }
         let wanted = keyed(wanted);
         let new: Vec<_> = wanted.iter().filter(|(key, _)| self.find(*key).is_none()).collect();
         let mut report = Report::default();
@@ -255,16 +240,4 @@ fn overlap(held: (Transport, SocketAddr), wanted: (Transport, SocketAddr)) -> bo
         && held.port() == wanted.port()
         && held.is_ipv4() == wanted.is_ipv4()
         && (held.ip() == wanted.ip() || held.ip().is_unspecified() || wanted.ip().is_unspecified())
-}
-
-/// The first setting that only later versions know how to serve.
-fn unbuilt(listen: &Listen) -> Option<ListenError> {
-    let settings = [
-        (listen.tls, "tls"),
-        (listen.tls_passthrough, "tls_passthrough"),
-        (listen.proxy_protocol, "proxy_protocol"),
-        (listen.proxy_protocol_to_upstream, "proxy_protocol_to_upstream"),
-    ];
-    let (_, setting) = settings.into_iter().find(|(set, _)| *set)?;
-    Some(ListenError::Unbuilt { written: listen.written.clone(), setting })
 }

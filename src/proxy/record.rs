@@ -41,6 +41,8 @@ pub(super) struct Record {
     connect: Option<Duration>,
     /// Made no association: its outcome is one of those whose rate is bounded.
     bounded: bool,
+    /// Its TLS is left alone.
+    passed_through: bool,
     ended: bool,
     _alive: Living,
 }
@@ -63,9 +65,21 @@ impl Record {
             traffic: Traffic::default(),
             connect: None,
             bounded: false,
+            passed_through: false,
             ended: false,
             _alive: worker.alive.enter(),
         }
+    }
+
+    /// Notes that its TLS is left alone, and counts it.
+    pub(super) fn passes_through(&mut self) {
+        self.passed_through = true;
+        self.worker.shared.node.tls.passed_through.add_one();
+    }
+
+    /// Reports whether its TLS is left alone: towards its node, too.
+    pub(super) fn is_passed_through(&self) -> bool {
+        self.passed_through
     }
 
     /// When it began.

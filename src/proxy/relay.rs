@@ -9,9 +9,10 @@
 //! ends at once. In the second what it said may still be taken, but no longer than a half-closed
 //! connection may be silent.
 
-mod buffer;
+mod carry;
 mod direction;
 mod pace;
+mod secure;
 
 use std::future::{pending, poll_fn};
 use std::io;
@@ -27,8 +28,9 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::session::{End, Side, Traffic};
 
-pub(super) use self::direction::Lender;
-use self::direction::{Direction, Step};
+use self::carry::{Carry, Step};
+pub(super) use self::direction::{Direction, Lender};
+pub(super) use self::secure::{Secure, Wire, farewell};
 
 /// How soon it is asked again whether a peer has taken everything: at first, and at most. The kernel
 /// tells nobody.
@@ -52,20 +54,38 @@ pub(super) struct Ending {
     pub(super) error: Option<io::Error>,
 }
 
-/// Passes bytes on between client and upstream until both sides are done. `moved` hears of them as they
-/// move.
+impl Ending {
+    /// Reports whether a side was cut off: what the other one hears of it is a reset.
+    pub(super) fn is_reset(&self) -> bool {
+        matches!(self.end, End::ClientReset | End::UpstreamReset | End::Internal)
+    }
+}
+
+/// Relays between two connections without TLS.
+pub(super) fn plain<'a>(
+    (client, upstream): (&'a TcpStream, &'a TcpStream),
+    lender: Lender<'a>,
+    limits: Limits,
+    timer: Pin<&'a mut Sleep>,
+    moved: impl FnMut(Traffic) + 'a,
+) -> impl Future<Output = Ending> + 'a {
+    let ways = (Direction::new(client, upstream, lender), Direction::new(upstream, client, lender));
+    relay(ways, limits, timer, moved)
+}
+
+/// Passes bytes on from the client and to it, by the one direction and the other, until both sides are
+/// done. `moved` hears of them as they move.
 ///
 /// Not an `async fn`: that keeps a second copy of its arguments as long as it runs.
-pub(super) fn relay<'a>(
-    (client, upstream): (&'a TcpStream, &'a TcpStream),
+pub(super) fn relay<'a, D: Carry<'a> + 'a>(
+    (up, down): (D, D),
     limits: Limits,
     mut timer: Pin<&'a mut Sleep>,
-    lender: Lender<'a>,
     mut moved: impl FnMut(Traffic) + 'a,
 ) -> impl Future<Output = Ending> + 'a {
     let mut relay = Relay {
-        up: Direction::new(client, upstream, lender),
-        down: Direction::new(upstream, client, lender),
+        up,
+        down,
         first_closed: None,
         reset: None,
         resets: [None, None],
@@ -113,11 +133,11 @@ async fn pass_reset(stream: &TcpStream, until: Instant) {
 /// Ready when the kernel has an error for a socket, read or not.
 type Reset<'a> = Pin<Box<dyn Future<Output = io::Result<Ready>> + 'a>>;
 
-struct Relay<'a> {
+struct Relay<'a, D> {
     /// From the client to the upstream.
-    up: Direction<'a>,
+    up: D,
     /// From the upstream to the client.
-    down: Direction<'a>,
+    down: D,
     first_closed: Option<Side>,
     /// Was reset while the other side took nothing.
     reset: Option<Side>,
@@ -130,7 +150,7 @@ struct Relay<'a> {
     armed: bool,
 }
 
-impl Relay<'_> {
+impl<'a, D: Carry<'a>> Relay<'a, D> {
     fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Ending> {
         for side in [Side::Client, Side::Upstream] {
             if let Some(ending) = self.advance(cx, side, timer.as_mut()) {
@@ -231,6 +251,10 @@ fn closed_by(side: Side) -> End {
 }
 
 fn failed(side: Side, error: io::Error) -> Ending {
+    // What is wrong with its TLS is the peer's doing, too, and worth telling.
+    if error.kind() == io::ErrorKind::InvalidData {
+        return Ending { end: reset_by(side), error: Some(error) };
+    }
     if !is_disconnect(&error) {
         return Ending { end: End::Internal, error: Some(error) };
     }
@@ -242,7 +266,7 @@ fn reset_by(side: Side) -> End {
 }
 
 /// Errors that connections end with: the peer, its host or the network between is gone.
-fn is_disconnect(error: &io::Error) -> bool {
+pub(super) fn is_disconnect(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     matches!(
         error.kind(),
@@ -300,7 +324,8 @@ mod tests {
         let (pipes, counters) = (Pipes::new(Budget::new(4)), NodeCounters::default());
         let lender = Lender { pipes: &pipes, node: &counters };
         let timer = pin!(sleep(LIMITS.idle));
-        let mut relay = task::spawn(relay((&near, &far), LIMITS, timer, lender, |_| {}));
+        let ways = (Direction::new(&near, &far, lender), Direction::new(&far, &near, lender));
+        let mut relay = task::spawn(relay(ways, LIMITS, timer, |_| {}));
         assert_pending!(relay.poll());
         for (from, to) in [(&client, &node), (&node, &client), (&client, &node)] {
             pass(9).await;
@@ -319,7 +344,8 @@ mod tests {
         let (pipes, counters) = (Pipes::new(Budget::new(4)), NodeCounters::default());
         let lender = Lender { pipes: &pipes, node: &counters };
         let timer = pin!(sleep(LIMITS.idle));
-        let mut relay = task::spawn(relay((&near, &far), LIMITS, timer, lender, |_| {}));
+        let ways = (Direction::new(&near, &far, lender), Direction::new(&far, &near, lender));
+        let mut relay = task::spawn(relay(ways, LIMITS, timer, |_| {}));
         assert_pending!(relay.poll());
         pass(9).await;
         socket2::SockRef::from(&client).shutdown(std::net::Shutdown::Write).unwrap();
@@ -341,7 +367,8 @@ mod tests {
         let (pipes, counters) = (Pipes::new(Budget::new(4)), NodeCounters::default());
         let lender = Lender { pipes: &pipes, node: &counters };
         let timer = pin!(sleep(LIMITS.idle));
-        let mut relay = task::spawn(relay((&near, &far), LIMITS, timer, lender, |_| {}));
+        let ways = (Direction::new(&near, &far, lender), Direction::new(&far, &near, lender));
+        let mut relay = task::spawn(relay(ways, LIMITS, timer, |_| {}));
         assert_pending!(relay.poll());
         // The node reads nothing: the client fills every buffer on the way.
         let mut still = 0;

@@ -3,22 +3,29 @@
 //! A refused client gets a plain close, as from nginx: a reset where it had sent bytes that nobody
 //! read, else a FIN.
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio_util::either::Either;
 
 use crate::balance::{Pool, Tried};
+use crate::certs::towards::NodeTls;
 use crate::live::Permit;
 use crate::net::dial::{self, DialError};
+use crate::net::tls::Session;
+use crate::proxy::greet;
+use crate::proxy::opening::{self, Opened};
 use crate::proxy::record::Record;
-use crate::proxy::relay;
+use crate::proxy::relay::{self, Direction, Secure, Wire};
 use crate::proxy::steer::Seat;
 use crate::proxy::worker::Refusal;
-use crate::session::End;
+use crate::session::{End, Traffic};
 
 /// Failed attempts that the log describes; with many nodes the rest says nothing new.
 const ATTEMPTS_DESCRIBED: u32 = 4;
@@ -27,8 +34,22 @@ const ATTEMPTS_DESCRIBED: u32 = 4;
 /// and at most. Thousands may wait for a slow resolver.
 const LOOK_AGAIN: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(200)];
 
+/// A connection to a node, and the TLS on it.
+type Reached = (TcpStream, Option<Box<Session>>);
+
 /// What a session holds of the process's budgets.
 pub(super) type Permits = (Permit, Permit, Seat);
+
+/// What most sessions have not: TLS on either side, and bytes that were read before there was a route.
+#[derive(Debug, Default)]
+struct Rest {
+    preread: Vec<u8>,
+    client: Option<Session>,
+    upstream: Option<Session>,
+}
+
+/// A session that has its node: the connection to it, its idle limit, and the rest.
+type Begun = (TcpStream, Duration, Option<Box<Rest>>);
 
 /// Serves a connection to its end.
 #[expect(clippy::manual_async_fn, reason = "an async fn keeps a second copy of its arguments while it runs")]
@@ -36,35 +57,108 @@ pub(super) fn serve(client: TcpStream, mut record: Record, permits: Permits) -> 
     async move {
         // Set when it is needed: first for connecting, then for idling.
         let mut timer = pin!(sleep_until(record.started()));
-        let (end, detail) = match begin(&mut record, timer.as_mut()).await {
-            Ok((upstream, idle)) => {
-                let limits = relay::Limits {
-                    idle,
-                    half_closed: idle.min(record.listen.half_close_timeout),
-                    half_close: record.listen.half_close,
-                };
-                let worker = record.worker.clone();
-                let lender = relay::Lender { pipes: &worker.pipes, node: &worker.shared.node };
-                let moved = |moved| record.moved(moved);
-                let ending = relay::relay((&client, &upstream), limits, timer, lender, moved).await;
-                (ending.end, ending.error.map(|error| error.to_string()))
+        // Taken apart in one statement: nothing of what `begin` returns is kept beside it.
+        let (upstream, idle, rest) = match begin(&client, &mut record, timer.as_mut()).await {
+            Ok(begun) => begun,
+            Err((end, why)) => {
+                drop(client);
+                return record.finish(end, Some(why));
             }
-            Err((end, why)) => (end, Some(why)),
         };
-        drop(client);
-        record.finish(end, detail);
+        let (worker, limits) = (record.worker.clone(), limits(&record, idle));
+        let lender = relay::Lender { pipes: &worker.pipes, node: &worker.shared.node };
+        let moved = |moved| record.moved(moved);
+        let ending = relayed((&client, &upstream), rest, (limits, lender), timer, moved).await;
+        drop((client, upstream));
+        record.finish(ending.end, ending.error.map(|error| error.to_string()));
         drop(permits);
     }
 }
 
-/// A connection to a node and its idle limit, or why there is none.
-async fn begin(record: &mut Record, timer: Pin<&mut Sleep>) -> Result<(TcpStream, Duration), Refusal> {
-    let mut pool = record.route()?;
-    if pool.nodes().is_empty() && pool.settings.pending {
-        pool = Box::pin(resolved(pool, record)).await;
+fn limits(record: &Record, idle: Duration) -> relay::Limits {
+    let listen = &record.listen;
+    let half_closed = idle.min(listen.half_close_timeout);
+    relay::Limits { idle, half_closed, half_close: listen.half_close }
+}
+
+/// Passes bytes on. One future for all sessions: what only few need is in a block of its own.
+fn relayed<'a>(
+    wires: (&'a TcpStream, &'a TcpStream),
+    rest: Option<Box<Rest>>,
+    (limits, lender): (relay::Limits, relay::Lender<'a>),
+    timer: Pin<&'a mut Sleep>,
+    moved: impl FnMut(Traffic) + 'a,
+) -> impl Future<Output = relay::Ending> + 'a {
+    match rest {
+        None => Either::Left(relay::plain(wires, lender, limits, timer, moved)),
+        Some(rest) => Either::Right(Box::pin(relay_rest(wires, rest, (limits, lender), timer, moved))),
     }
-    let upstream = reach(&pool, record, timer).await?;
-    Ok((upstream, pool.settings.timeouts.idle))
+}
+
+/// Passes bytes on where TLS is spoken or bytes were read before.
+async fn relay_rest(
+    (client, upstream): (&TcpStream, &TcpStream),
+    rest: Box<Rest>,
+    (limits, lender): (relay::Limits, relay::Lender<'_>),
+    timer: Pin<&mut Sleep>,
+    moved: impl FnMut(Traffic),
+) -> relay::Ending {
+    if rest.client.is_none() && rest.upstream.is_none() {
+        let up = Direction::new(client, upstream, lender).preloaded(&rest.preread);
+        drop(rest);
+        let down = Direction::new(upstream, client, lender);
+        return relay::relay((up, down), limits, timer, moved).await;
+    }
+    let [of_client, of_upstream] = [rest.client, rest.upstream].map(|tls| tls.map(RefCell::new));
+    let client = Wire { stream: client, tls: of_client.as_ref() };
+    let upstream = Wire { stream: upstream, tls: of_upstream.as_ref() };
+    let up = Secure::new(client, upstream).preloaded(&rest.preread);
+    let ending = relay::relay((up, Secure::new(upstream, client)), limits, timer, moved).await;
+    for wire in [client, upstream] {
+        if let Some(tls) = wire.tls.filter(|_| !ending.is_reset()) {
+            relay::farewell(&mut tls.borrow_mut(), wire.stream);
+        }
+    }
+    ending
+}
+
+/// A connection to a node, or why there is none.
+#[expect(clippy::manual_async_fn, reason = "an async fn keeps a second copy of its arguments while it runs")]
+fn begin<'a>(
+    client: &'a TcpStream,
+    record: &'a mut Record,
+    mut timer: Pin<&'a mut Sleep>,
+) -> impl Future<Output = Result<Begun, Refusal>> + 'a {
+    async move {
+        let mut rest: Option<Box<Rest>> = None;
+        if record.listen.proxy_protocol || record.listen.tls || record.listen.tls_passthrough {
+            let Opened { preread, tls } = Box::pin(opening::open(record, client, timer.as_mut())).await?;
+            if tls.is_some() || !preread.is_empty() {
+                rest = Some(Box::new(Rest { preread, client: tls, upstream: None }));
+            }
+        }
+        let refusal = match record.route() {
+            Err(refusal) => refusal,
+            Ok(mut pool) => {
+                if pool.nodes().is_empty() && pool.settings.pending {
+                    pool = Box::pin(resolved(pool, record)).await;
+                }
+                match reach(&pool, record, timer).await {
+                    Err(refusal) => refusal,
+                    Ok((upstream, tls)) => {
+                        if tls.is_some() {
+                            rest.get_or_insert_default().upstream = tls.map(|tls| *tls);
+                        }
+                        return Ok((upstream, pool.settings.timeouts.idle, rest));
+                    }
+                }
+            }
+        };
+        if let Some(tls) = rest.as_mut().and_then(|rest| rest.client.as_mut()) {
+            relay::farewell(tls, client);
+        }
+        Err(refusal)
+    }
 }
 
 /// The pool once a name of its nodes has its first answer, or what it is when the time to connect
@@ -83,40 +177,76 @@ async fn resolved(mut pool: Arc<Pool>, record: &Record) -> Arc<Pool> {
 }
 
 /// Tries nodes until one answers (`apisix/balancer.lua:436-488`).
-async fn reach(pool: &Pool, record: &mut Record, mut timer: Pin<&mut Sleep>) -> Result<TcpStream, Refusal> {
-    let settings = &pool.settings;
-    let (mut tried, mut failures) = (Tried::default(), String::new());
-    let began = Instant::now();
-    loop {
-        let Some(picked) = pool.pick(&record.inbound, |_| true, &mut tried) else {
-            return Err(nobody_left(pool, record.attempts, failures));
-        };
-        let addr = picked.node.addr;
-        record.attempt(picked);
-        let started = Instant::now();
-        match dial::connect(addr, settings.timeouts.connect, timer.as_mut()).await {
-            Ok(stream) => {
-                record.connected(started.elapsed());
-                record.count_connect();
-                return Ok(stream);
-            }
-            Err(error) => {
-                record.attempt_failed();
-                if error.is_exhaustion() {
-                    return Err((End::Limit, error.to_string()));
+#[expect(clippy::manual_async_fn, reason = "an async fn keeps a second copy of its arguments while it runs")]
+fn reach<'a>(
+    pool: &'a Pool,
+    record: &'a mut Record,
+    mut timer: Pin<&'a mut Sleep>,
+) -> impl Future<Output = Result<Reached, Refusal>> + 'a {
+    async move {
+        let (mut tried, mut failures) = (Tried::default(), String::new());
+        let began = Instant::now();
+        loop {
+            let Some((addr, tls)) = next_node(pool, record, &mut tried) else {
+                return Err(nobody_left(pool, record.attempts, failures));
+            };
+            let (started, limit) = (Instant::now(), pool.settings.timeouts.connect);
+            let outcome = match dial::connect(addr, limit, timer.as_mut()).await {
+                Ok(stream) if tls.is_some() || record.listen.proxy_protocol_to_upstream => {
+                    Box::pin(greeted(stream, record, tls, limit, timer.as_mut())).await
                 }
-                describe(&mut failures, record, &error);
+                Ok(stream) => Ok((stream, None)),
+                Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(reached) => {
+                    record.connected(started.elapsed());
+                    record.count_connect();
+                    return Ok(reached);
+                }
+                Err(error) => {
+                    record.attempt_failed();
+                    if error.is_exhaustion() {
+                        return Err((End::Limit, error.to_string()));
+                    }
+                    describe(&mut failures, record, &error);
+                }
             }
-        }
-        if record.attempts >= settings.attempts {
-            return Err((End::ConnectFailed, failures));
-        }
-        // Asked before an attempt begins; one under way is not cut.
-        if let Some(limit) = settings.retry_timeout.filter(|limit| began.elapsed() >= *limit) {
-            let _ = write!(failures, "; retry_timeout of {limit:?} passed");
-            return Err((End::RetryDeadline, failures));
+            if record.attempts >= pool.settings.attempts {
+                return Err((End::ConnectFailed, failures));
+            }
+            // Asked before an attempt begins; one under way is not cut.
+            if let Some(limit) = pool.settings.retry_timeout.filter(|limit| began.elapsed() >= *limit) {
+                let _ = write!(failures, "; retry_timeout of {limit:?} passed");
+                return Err((End::RetryDeadline, failures));
+            }
         }
     }
+}
+
+/// Chooses the node of the next attempt and notes it: its address, and how TLS is spoken with it.
+fn next_node(
+    pool: &Pool,
+    record: &mut Record,
+    tried: &mut Tried,
+) -> Option<(SocketAddr, Option<Arc<NodeTls>>)> {
+    let picked = pool.pick(&record.inbound, |_| true, tried)?;
+    let (addr, tls) = (picked.node.addr, picked.node.tls.clone());
+    record.attempt(picked);
+    // What is passed through speaks its own.
+    Some((addr, tls.filter(|_| !record.is_passed_through())))
+}
+
+/// The same connection once the node has heard what comes before the bytes of the session.
+async fn greeted(
+    stream: TcpStream,
+    record: &mut Record,
+    tls: Option<Arc<NodeTls>>,
+    limit: Duration,
+    timer: Pin<&mut Sleep>,
+) -> Result<Reached, DialError> {
+    let tls = greet::greet(&stream, record, tls.as_deref(), limit, timer).await?;
+    Ok((stream, tls.map(Box::new)))
 }
 
 fn nobody_left(pool: &Pool, attempts: u32, mut failures: String) -> Refusal {

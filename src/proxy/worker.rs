@@ -12,6 +12,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::balance::Pool;
+use crate::certs::Served;
 use crate::plugin::Decision;
 use crate::proxy::Shared;
 use crate::proxy::pipes::Pipes;
@@ -20,8 +21,7 @@ use crate::proxy::record::Record;
 use crate::proxy::steer::Loads;
 use crate::proxy::udp::Associations;
 use crate::proxy::workers::Command;
-use crate::resource::Scheme;
-use crate::session::{End, Outcome};
+use crate::session::{End, Inbound, Outcome, Transport};
 use crate::snapshot::Snapshot;
 
 /// Outcomes of datagrams that got no association, logged by each worker in a second. Anybody can
@@ -87,15 +87,22 @@ impl Worker {
                 return Err((End::PluginDenied, why));
             }
         }
-        if pool.settings.scheme == Scheme::Tls {
-            let why = format!(
-                "upstream {} has scheme tls, which is not built into this version; refusing rather than \
-                 sending plain bytes",
-                pool.id
-            );
-            return Err((End::Internal, why));
+        // Datagrams carry no TLS, and what is passed through has its own.
+        let speaks_tls = record.inbound.transport == Transport::Tcp && !record.is_passed_through();
+        if let Some(why) = pool.settings.unfit.as_ref().filter(|_| speaks_tls) {
+            return Err((End::UpstreamTls, format!("upstream {}: {why}", pool.id)));
         }
         Ok(pool.clone())
+    }
+
+    /// The certificate for a server name.
+    pub(super) fn certificate(&self, name: &str) -> Option<Arc<Served>> {
+        self.snapshot.borrow_mut().0.load().certificates().find(name).cloned()
+    }
+
+    /// Reports whether the route of a session wants its TLS left alone.
+    pub(super) fn passes_through(&self, inbound: &Inbound) -> bool {
+        self.snapshot.borrow_mut().0.load().find(inbound).is_some_and(|route| route.tls_passthrough)
     }
 
     /// The pool that a route has in the present snapshot.

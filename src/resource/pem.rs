@@ -7,10 +7,13 @@
 
 mod der;
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::sign::SigningKey;
 use rustls_pki_types::{
     CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer,
 };
@@ -178,11 +181,14 @@ pub fn stored_key(keyring: &Keyring, stored: &str) -> Result<PrivateKeyDer<'stat
     private_key(&String::from_utf8_lossy(&plain)).map_err(|error| error.to_string())
 }
 
-/// Whether the TLS library of this program can serve the pair; if not, why.
+/// The key as the TLS library of this program signs with it, where it can serve the pair; if not, why.
 ///
 /// `CertifiedKey::keys_match` would refuse certificates of X.509 version 1, which serve well: the keys
 /// are compared here.
-pub fn servable(chain: &[CertificateDer<'_>], key: &PrivateKeyDer<'_>) -> Result<(), String> {
+pub fn servable(
+    chain: &[CertificateDer<'_>],
+    key: &PrivateKeyDer<'_>,
+) -> Result<Arc<dyn SigningKey>, String> {
     let signing = any_supported_type(key).map_err(|_| {
         format!(
             "its private key is {}, with which this program cannot sign",
@@ -194,35 +200,14 @@ pub fn servable(chain: &[CertificateDer<'_>], key: &PrivateKeyDer<'_>) -> Result
         (Some(certified), Some(own)) if !der::same_public_key(certified, &own) => {
             Err("its private key does not belong to its certificate".into())
         }
-        _ => Ok(()),
+        _ => Ok(signing),
     }
 }
 
-/// The certificates as plain PEM, whatever surrounded them.
+/// From when until when a certificate is valid, in seconds since 1970; times before count as 0. `None`
+/// where it is malformed.
 #[must_use]
-pub fn write_certificates(chain: &[CertificateDer<'_>]) -> String {
-    chain.iter().map(|der| write("CERTIFICATE", der)).collect()
-}
-
-/// The key as plain PEM.
-#[must_use]
-pub fn write_private_key(key: &PrivateKeyDer<'_>) -> String {
-    let kind = match key {
-        PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
-        PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
-        _ => "PRIVATE KEY",
-    };
-    write(kind, key.secret_der())
-}
-
-fn write(kind: &str, der: &[u8]) -> String {
-    let body = BASE64.encode(der);
-    let mut text = format!("-----BEGIN {kind}-----\n");
-    let mut rest = body.as_str();
-    while let Some((line, after)) = rest.split_at_checked(64).or((!rest.is_empty()).then_some((rest, ""))) {
-        text.push_str(line);
-        text.push('\n');
-        rest = after;
-    }
-    text + "-----END " + kind + "-----\n"
+pub fn validity(certificate: &CertificateDer<'_>) -> Option<(u64, u64)> {
+    let (from, until) = der::validity(certificate)?;
+    Some((u64::try_from(from).unwrap_or(0), u64::try_from(until).unwrap_or(0)))
 }

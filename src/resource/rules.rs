@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::keyring::Keyring;
 use super::schema::Schemas;
 use super::{Key, Kind, Object, document, misc, service, ssl, stream_route, upstream};
-use crate::config::RulesConfig;
+use crate::config::{RulesConfig, Variables};
 
 /// What decides whether an object is accepted: the part of config.yaml that matters, and the schemas.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub struct Rules {
     pub(super) stream_plugins: Arc<[Box<str>]>,
     pub(super) xrpc_protocols: Vec<Box<str>>,
     pub(super) keyring: Keyring,
+    /// What `$env://` stands for.
+    pub(super) environment: Variables,
     pub(super) standalone: bool,
     pub(super) schemas: &'static Schemas,
 }
@@ -115,6 +117,7 @@ impl Rules {
             stream_plugins: config.stream_plugins.clone().into(),
             xrpc_protocols: config.xrpc_protocols.clone(),
             keyring: Keyring::new(&config.keyring),
+            environment: config.environment.clone(),
             standalone: config.standalone,
             schemas: Schemas::shared(),
         }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::document::{Document, is_reference};
 use super::rules::{Notes, Rejection, Rules};
-use super::{Balancer, Discovery, HashKey, Scheme, Timeouts, Upstream, UpstreamTls, pem};
+use super::{Balancer, Discovery, HashKey, Identity, Scheme, Timeouts, Upstream, UpstreamTls, pem};
 
 pub(super) use nodes::port;
 
@@ -39,11 +39,14 @@ pub(super) fn parse(
 /// Reads one written inside a route, a service or a plugin, where APISIX checks the schema alone.
 pub(super) fn inline(rules: &Rules, mut fields: Document, owner: &str, notes: &mut Notes) -> Upstream {
     let tls = fields.take("tls").map(Document::from).map(|tls| {
-        pair(rules, &tls).unwrap_or_else(|why| {
+        let read = identity(rules, &tls)
+            .and_then(|read| read.transpose().map_err(|why| format!("/client_cert: {why}")));
+        let identity = read.unwrap_or_else(|why| {
             let why = format!("{owner}: /tls{why}; nodes are dialled without a client certificate");
             notes.differs("SG-013", why);
-            UpstreamTls { client_cert_id: tls.id("client_cert_id"), ..UpstreamTls::default() }
-        })
+            None
+        });
+        UpstreamTls { client_cert_id: tls.id("client_cert_id"), identity }
     });
     if let Err(why) = check_hash_key(&fields) {
         notes.warn(format!("{owner}: {why} (accepted inside another object); the client address is hashed"));
@@ -176,33 +179,29 @@ fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
 }
 
-/// The pair has to parse; what parses and cannot be served matters where TLS is spoken.
+/// The pair has to parse; what parses and cannot be shown to nodes matters where TLS is spoken.
 fn checked_tls(
     rules: &Rules,
     tls: &Document,
     scheme: Option<&str>,
     notes: &mut Notes,
 ) -> Result<UpstreamTls, Rejection> {
-    let parsed = pair(rules, tls).map_err(|why| format!("/tls{why}"))?;
-    if let (Some("tls"), Some(cert), Some(key)) = (scheme, &parsed.client_cert, &parsed.client_key) {
-        let served = pem::certificates(cert)
-            .and_then(|chain| Ok(pem::servable(&chain, &pem::private_key(key)?)))
-            .unwrap_or(Ok(()));
-        if let Err(why) = served {
+    let identity = match identity(rules, tls).map_err(|why| format!("/tls{why}"))? {
+        Some(Ok(identity)) => Some(identity),
+        Some(Err(why)) if scheme == Some("tls") => {
             notes.unusable(Some("SG-006"), format!("/tls/client_cert: {why}"));
+            None
         }
-    }
-    Ok(parsed)
+        _ => None,
+    };
+    Ok(UpstreamTls { client_cert_id: tls.id("client_cert_id"), identity })
 }
 
-/// The certificate and key as plain PEM. The error reads on after `/tls`.
-fn pair(rules: &Rules, tls: &Document) -> Result<UpstreamTls, String> {
-    let mut parsed = UpstreamTls { client_cert_id: tls.id("client_cert_id"), ..UpstreamTls::default() };
-    if let (Some(cert), Some(key)) = (tls.text("client_cert"), tls.text("client_key")) {
-        let chain = pem::certificates(cert).map_err(|error| format!("/client_cert {error}"))?;
-        let key = pem::stored_key(&rules.keyring, key).map_err(|error| format!("/client_key {error}"))?;
-        parsed.client_cert = Some(pem::write_certificates(&chain).into());
-        parsed.client_key = Some(pem::write_private_key(&key).into());
-    }
-    Ok(parsed)
+/// The certificate and key, where both are there. The outer error is that they do not parse, and reads
+/// on after `/tls`; the inner one, that this program cannot sign with them.
+fn identity(rules: &Rules, tls: &Document) -> Result<Option<Result<Identity, String>>, String> {
+    let (Some(cert), Some(key)) = (tls.text("client_cert"), tls.text("client_key")) else { return Ok(None) };
+    let chain = pem::certificates(cert).map_err(|error| format!("/client_cert {error}"))?;
+    let key = pem::stored_key(&rules.keyring, key).map_err(|error| format!("/client_key {error}"))?;
+    Ok(Some(Identity::new(chain, &key)))
 }

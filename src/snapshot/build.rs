@@ -10,12 +10,15 @@ use std::sync::Arc;
 
 use super::merge::{Merged, Origin, merge};
 use super::names::Names;
+use super::nodes::Means;
 use super::{Route, Snapshot, Target};
 use crate::balance::Pool;
+use crate::certs::towards::Towards;
+use crate::certs::{Crypto, Served};
 use crate::live::Live;
 use crate::matcher::{Order, Rule};
 use crate::plugin;
-use crate::resource::{Key, Kind, Object, Service, StreamRoute, Upstream};
+use crate::resource::{Key, Kind, Object, Scheme, Service, Ssl, StreamRoute, Upstream};
 use crate::store::{Changes, Store};
 
 /// What a route uses; noted when it is placed, undone when it is taken out.
@@ -62,6 +65,12 @@ pub struct Builder {
     /// Upstreams and services whose users changed during this build.
     touched: HashSet<Key>,
     names: Names,
+    crypto: Crypto,
+    towards: Towards,
+    /// Certificate objects as they were placed.
+    ssls: HashMap<Arc<str>, (Order, Arc<Ssl>)>,
+    /// Which upstreams show which of them to their nodes.
+    shown: Names,
 }
 
 impl Builder {
@@ -77,13 +86,28 @@ impl Builder {
             shared: HashMap::new(),
             touched: HashSet::new(),
             names: Names::default(),
+            crypto: Crypto::default(),
+            towards: Towards::default(),
+            ssls: HashMap::new(),
+            shown: Names::default(),
         }
+    }
+
+    /// The same, dialling nodes by TLS otherwise than APISIX does.
+    #[must_use]
+    pub fn with_towards(self, towards: Towards) -> Self {
+        Self { towards, ..self }
     }
 
     /// The snapshot after `changes` of `store`.
     pub fn build(&mut self, store: &Store, changes: &Changes) -> Snapshot {
-        let stale: HashSet<Key> =
+        let mut stale: HashSet<Key> =
             changes.names.iter().flat_map(|name| self.names.owners(name)).cloned().collect();
+        for key in changes.keys.iter().filter(|key| key.kind == Kind::Ssl) {
+            if self.place_ssl(key, store) {
+                stale.extend(self.shown.owners(&key.id).cloned());
+            }
+        }
         let routes = self.dirty(store, changes, &stale);
         // First all out, then all in: two routes may swap their places.
         let former: Vec<Former> = routes.iter().map(|id| self.take_out(id)).collect();
@@ -120,6 +144,37 @@ impl Builder {
     /// Reports whether [`Self::wanted_names`] may differ from those at the last call.
     pub fn names_changed(&mut self) -> bool {
         self.names.take_changed()
+    }
+
+    /// Puts a certificate object in its place, or takes it out; reports whether it is another one now.
+    fn place_ssl(&mut self, key: &Key, store: &Store) -> bool {
+        let now = store.entry(key).and_then(|entry| match &entry.object {
+            Object::Ssl(ssl) => Some((entry.order.clone(), ssl.clone())),
+            _ => None,
+        });
+        let before = self.ssls.remove(&key.id);
+        let changed = match (&before, &now) {
+            (Some((order, ssl)), Some((new_order, new))) => order != new_order || !Arc::ptr_eq(ssl, new),
+            (before, now) => before.is_some() || now.is_some(),
+        };
+        if changed {
+            if let Some((order, ssl)) = &before {
+                self.snapshot.certificates.remove(order, ssl);
+                self.snapshot.shown.remove(&key.id);
+            }
+            if let Some((_, ssl)) = now.as_ref().filter(|(_, ssl)| ssl.client_type) {
+                self.snapshot.shown.insert(key.id.clone(), ssl.clone());
+            }
+            if let Some((order, ssl)) = &now
+                && let Some(served) = Served::new(ssl, &self.crypto)
+            {
+                self.snapshot.certificates.insert(order.clone(), ssl.clone(), Arc::new(served));
+            }
+        }
+        if let Some(now) = now {
+            self.ssls.insert(key.id.clone(), now);
+        }
+        changed
     }
 
     /// Routes to build anew. A refused object is among the changes, but what serves is as before.
@@ -186,7 +241,7 @@ impl Builder {
     fn place(&mut self, key: &Key, store: &Store, former: Former) {
         let entry = store.entry(key);
         let Some((entry, Object::StreamRoute(route))) = entry.map(|entry| (entry, &entry.object)) else {
-            return self.names.forget(key);
+            return self.forget(key);
         };
         let service = route.service_id.as_ref().and_then(|id| service(store, id));
         let merged = merge(route, service);
@@ -218,7 +273,7 @@ impl Builder {
             self.snapshot.matcher.insert(placed.order.clone(), rule(route), built.clone());
             self.snapshot.routes.insert(key.id.clone(), built);
         } else {
-            self.names.forget(key);
+            self.forget(key);
         }
         self.placed.insert(key.id.clone(), placed);
     }
@@ -228,7 +283,7 @@ impl Builder {
             let kept = former.filter(|(made_of, _)| made_of == upstream);
             return Target::Inline(kept.map_or_else(|| self.pool(key, upstream, store), |(_, pool)| pool));
         }
-        self.names.forget(key);
+        self.forget(key);
         match merged.origin {
             Origin::Id(id) => Target::Upstream(id.clone()),
             Origin::Service(id) => Target::Service(id.clone()),
@@ -266,7 +321,7 @@ impl Builder {
         let upstream = shared_upstream(key, store).filter(|_| shared.is_some());
         let former = shared.and_then(|shared| std::mem::replace(&mut shared.made_of, upstream.cloned()));
         let Some(upstream) = upstream else {
-            self.names.forget(key);
+            self.forget(key);
             return self.snapshot.shared_pools(key.kind).remove(&key.id);
         };
         if stale || former.as_ref() != Some(upstream) {
@@ -277,12 +332,21 @@ impl Builder {
 
     fn pool(&mut self, owner: &Key, upstream: &Upstream, store: &Store) -> Arc<Pool> {
         self.names.set(owner, super::nodes::names(upstream));
+        let shown = upstream.tls.as_ref().filter(|_| upstream.scheme == Scheme::Tls);
+        self.shown.set(owner, shown.and_then(|tls| tls.client_cert_id.as_deref()).into_iter());
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let id = match owner.kind {
             Kind::Upstream => owner.id.clone(),
             _ => owner.to_string().into(),
         };
-        Arc::new(super::nodes::pool(id, upstream, store, &self.live, self.seed))
+        let means = Means { store, live: &self.live, towards: &self.towards };
+        Arc::new(super::nodes::pool(id, upstream, &means, self.seed))
+    }
+
+    /// `owner` has no upstream of its own any more.
+    fn forget(&mut self, owner: &Key) {
+        self.names.forget(owner);
+        self.shown.forget(owner);
     }
 
     /// Lists an object as rejected, or no longer.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use crate::addr::Host;
 use crate::balance::{Pool, PoolNode, PoolSettings};
+use crate::certs::towards::{PoolTls, Towards};
 use crate::live::Live;
-use crate::resource::{Node, Upstream};
+use crate::resource::{Identity, Key, Kind, Node, Object, Scheme, Upstream};
 use crate::store::Store;
 
 /// Addresses taken of one name at most.
@@ -20,15 +21,26 @@ pub(super) fn names(upstream: &Upstream) -> impl Iterator<Item = &str> {
     })
 }
 
+/// What pools are made with.
+#[derive(Debug)]
+pub(super) struct Means<'a> {
+    pub(super) store: &'a Store,
+    pub(super) live: &'a Live,
+    pub(super) towards: &'a Towards,
+}
+
 /// A pool of the nodes whose addresses are known.
-pub(super) fn pool(id: Arc<str>, upstream: &Upstream, store: &Store, live: &Live, seed: u64) -> Pool {
+pub(super) fn pool(id: Arc<str>, upstream: &Upstream, means: &Means<'_>, seed: u64) -> Pool {
+    let Means { store, live, .. } = means;
+    let tls = tls(&id, upstream, means);
     let settings = PoolSettings {
         timeouts: upstream.timeout.unwrap_or_default(),
         attempts: attempts(upstream),
         retry_timeout: upstream.retry_timeout,
-        scheme: upstream.scheme,
+        unfit: tls.as_ref().err().map(|why| why.as_str().into()),
         pending: names(upstream).any(|name| store.addresses(name).is_none()),
     };
+    let tls = tls.unwrap_or_default();
     // Without names there are as many addresses as nodes.
     let mut nodes: Vec<PoolNode> = Vec::with_capacity(upstream.nodes.len());
     for (addr, node, weight) in addressed(upstream, store) {
@@ -43,9 +55,46 @@ pub(super) fn pool(id: Arc<str>, upstream: &Upstream, store: &Store, live: &Live
             continue;
         }
         let stats = live.nodes.entry((id.clone(), label.clone()), Default::default);
-        nodes.push(PoolNode { addr, label, weight, priority: node.priority, stats });
+        let tls = tls.as_ref().map(|tls| Arc::new(tls.node(host(node))));
+        nodes.push(PoolNode { addr, label, weight, priority: node.priority, stats, tls });
     }
     Pool::new(id, &upstream.balancer, settings, nodes, seed)
+}
+
+/// The host of a node as a server name: an IPv6 address without its brackets.
+fn host(node: &Node) -> &str {
+    node.written.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&node.written)
+}
+
+/// How TLS is spoken to the nodes of an upstream, where it is; the error says why it cannot be.
+fn tls(id: &str, upstream: &Upstream, means: &Means<'_>) -> Result<Option<PoolTls>, String> {
+    if upstream.scheme != Scheme::Tls {
+        return Ok(None);
+    }
+    let own = upstream.tls.as_ref();
+    let identity = match own.and_then(|tls| tls.client_cert_id.as_ref()) {
+        Some(ssl) => Some(client_certificate(ssl, means.store)?),
+        None => own.and_then(|tls| tls.identity.as_ref()),
+    };
+    means.towards.pool(id, identity).map(Some)
+}
+
+/// The certificate of an `ssls` object of type client; its status does not matter
+/// (`apisix/init.lua:549-576`).
+fn client_certificate<'a>(id: &Arc<str>, store: &'a Store) -> Result<&'a Identity, String> {
+    let key = Key::new(Kind::Ssl, id.clone());
+    match store.entry(&key).map(|entry| &entry.object) {
+        Some(Object::Ssl(ssl)) if ssl.client_type => ssl.identities.first().ok_or_else(|| {
+            format!("its tls.client_cert_id names ssl {id}, which holds no certificate that can be shown")
+        }),
+        Some(_) => Err(format!("its tls.client_cert_id names ssl {id}, whose type is not client")),
+        None => Err(match store.rejection(&key) {
+            Some(rejected) => {
+                format!("its tls.client_cert_id names ssl {id}, which is rejected: {}", rejected.reason)
+            }
+            None => format!("its tls.client_cert_id names ssl {id}, which does not exist"),
+        }),
+    }
 }
 
 /// One attempt for the first node and, unless `retries` says otherwise, one for each further node;

@@ -15,7 +15,7 @@ use streamgate::live::{Budget, NodeCounters, Stats};
 use streamgate::matcher::Rule;
 use streamgate::plugin::Plugin;
 use streamgate::proxy::{Crew, ListenError, Listens, Report, Shared, Workers};
-use streamgate::resource::{Balancer, Scheme, Timeouts};
+use streamgate::resource::{Balancer, Timeouts};
 use streamgate::session::{End, Outcome, Transport};
 use streamgate::snapshot::{Published, Route, Snapshot, Target};
 use tokio::runtime::Runtime;
@@ -83,6 +83,8 @@ impl Gateway {
             descriptors: Budget::new(setup.descriptors),
             pipes: pipes.clone(),
             udp_associations: setup.associations,
+            fallback_sni: None,
+            real_ip_from: Arc::default(),
         };
         let drain = Drain::new();
         let crew = Crew { count: setup.workers, pinned: setup.pinned };
@@ -197,7 +199,7 @@ pub(crate) fn settings() -> PoolSettings {
         timeouts: Timeouts { connect: PATIENCE, idle: Duration::from_mins(10) },
         attempts: 3,
         retry_timeout: None,
-        scheme: Scheme::Plain,
+        unfit: None,
         pending: false,
     }
 }
@@ -210,6 +212,7 @@ pub(crate) fn pool(settings: PoolSettings, nodes: &[SocketAddr]) -> Pool {
         weight: 1,
         priority: -place,
         stats: Arc::default(),
+        tls: None,
     };
     let nodes = (0..).zip(nodes).map(node).collect();
     Pool::new("u1".into(), &Balancer::RoundRobin, settings, nodes, 0)

@@ -112,6 +112,9 @@ fn of_route(loaded: &Loaded, route: &Route) -> Vec<Finding> {
 fn closed(loaded: &Loaded, target: &Target) -> Option<(End, String)> {
     match loaded.snapshot.pool(target) {
         Err((end, why)) => Some((end, why.clone())),
+        Ok(pool) if pool.settings.unfit.is_some() => {
+            Some((End::UpstreamTls, pool.settings.unfit.as_deref().unwrap_or_default().to_owned()))
+        }
         Ok(pool) if !pool.nodes().is_empty() => None,
         Ok(pool) if pool.settings.pending => {
             Some((End::NoNode, "the names of its nodes did not resolve in time".into()))

@@ -13,6 +13,7 @@ use crate::cli::load::Loaded;
 /// route that has a service.
 pub(super) fn findings(loaded: &Loaded, key: &Key, upstream: &Upstream, unresolved: bool) -> Vec<Finding> {
     let mut found = Found { key, findings: Vec::new() };
+    tls(upstream, &mut found);
     not_built(upstream, &mut found);
     balancing(loaded, upstream, &mut found);
     weights(upstream, &mut found);
@@ -37,10 +38,16 @@ impl Found<'_> {
     }
 }
 
-fn not_built(upstream: &Upstream, found: &mut Found<'_>) {
+fn tls(upstream: &Upstream, found: &mut Found<'_>) {
     if upstream.scheme == Scheme::Tls {
-        found.changes("SG-050", "scheme tls is not built yet: its sessions are closed (internal)");
+        found.changes(
+            "SG-087",
+            "scheme tls: nodes that have only static-RSA, DHE or CBC suites, or TLS 1.1, cannot be reached",
+        );
     }
+}
+
+fn not_built(upstream: &Upstream, found: &mut Found<'_>) {
     if let Some(discovery) = &upstream.discovery {
         let kind = &discovery.kind;
         found.changes(

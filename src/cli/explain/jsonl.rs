@@ -6,9 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use streamgate::balance::{Picked, Pool, Tried};
+use streamgate::certs::Certificates;
 use streamgate::config::RulesConfig;
 use streamgate::live::Live;
-use streamgate::resource::{Key, Kind};
+use streamgate::matcher::Order;
+use streamgate::resource::{Key, Kind, Object, Ssl};
 use streamgate::session::{Inbound, Transport};
 use streamgate::snapshot::{Builder, Snapshot};
 use streamgate::store::{Batch, Event, Store};
@@ -23,14 +25,22 @@ pub(super) fn answer(rules: &RulesConfig, line: &str) -> String {
     };
     let id = case.get("id").cloned().unwrap_or_default();
     let (store, snapshot) = build(rules, &case);
+    let certificates = certificates(&case, &store);
     let connections = case.get("connections").and_then(Value::as_array);
     // Sessions of one line are open together: least_conn counts them all.
     let mut open = Vec::new();
     let results: Vec<Value> = connections
         .into_iter()
         .flatten()
-        .map(|connection| match inbound(connection) {
-            Ok(inbound) => result(&snapshot, &inbound, connection, &mut open),
+        .map(|connection| match inbound(&case, connection) {
+            Ok(inbound) => {
+                let mut routed = || result(&snapshot, &inbound, connection, &mut open);
+                if is_tls(connection) {
+                    secured(&certificates, &inbound, &snapshot, &mut routed)
+                } else {
+                    routed()
+                }
+            }
             Err(why) => json!({"route": null, "node": null, "reason": why}),
         })
         .collect();
@@ -44,17 +54,13 @@ pub(super) fn answer(rules: &RulesConfig, line: &str) -> String {
 }
 
 fn build(rules: &RulesConfig, case: &Value) -> (Store, Snapshot) {
-    let kinds =
-        [(Kind::StreamRoute, "stream_routes"), (Kind::Upstream, "upstreams"), (Kind::Service, "services")];
+    let kinds = [Kind::StreamRoute, Kind::Upstream, Kind::Service, Kind::Ssl];
     let mut objects = Vec::new();
-    for (kind, member) in kinds {
-        for object in case.get(member).and_then(Value::as_array).into_iter().flatten() {
-            let id: Arc<str> = match object.get("id") {
-                Some(Value::String(id)) => id.as_str().into(),
-                Some(id @ Value::Number(_)) => id.to_string().into(),
-                _ => format!("arr_{}", objects.len() + 1).into(),
-            };
-            objects.push((Key::new(kind, id), Bytes::from(object.to_string()), 1));
+    for kind in kinds {
+        for (id, object) in listed(case, kind) {
+            if kind != Kind::Ssl || has_certificate(object) {
+                objects.push((Key::new(kind, id), Bytes::from(object.to_string()), 1));
+            }
         }
     }
     let mut store = Store::new(rules.clone()).in_given_order();
@@ -65,7 +71,72 @@ fn build(rules: &RulesConfig, case: &Value) -> (Store, Snapshot) {
     (store, snapshot)
 }
 
-fn inbound(connection: &Value) -> Result<Inbound, String> {
+/// The objects of a kind with their ids: each as it stands in a file, or as `{"id", "value"}`.
+fn listed(case: &Value, kind: Kind) -> impl Iterator<Item = (Arc<str>, &Value)> {
+    let list = case.get(kind.directory()).and_then(Value::as_array);
+    list.into_iter().flatten().enumerate().map(|(at, object)| {
+        let id: Arc<str> = match object.get("id") {
+            Some(Value::String(id)) => id.as_str().into(),
+            Some(id @ Value::Number(_)) => id.to_string().into(),
+            _ => format!("arr_{}", at + 1).into(),
+        };
+        (id, object.get("value").filter(|value| value.is_object()).unwrap_or(object))
+    })
+}
+
+fn has_certificate(ssl: &Value) -> bool {
+    ssl.get("cert").is_some() && ssl.get("key").is_some()
+}
+
+/// Which object serves which name. One without certificate and key counts by its names alone: they are
+/// not needed for the choice.
+fn certificates(case: &Value, store: &Store) -> Certificates<Arc<str>> {
+    let mut certificates = Certificates::default();
+    for (place, (id, object)) in (0_u32..).zip(listed(case, Kind::Ssl)) {
+        let ssl = if has_certificate(object) {
+            match store.entry(&Key::new(Kind::Ssl, id.clone())).map(|entry| &entry.object) {
+                Some(Object::Ssl(ssl)) => ssl.clone(),
+                _ => continue,
+            }
+        } else {
+            Arc::new(Ssl::of_names(id.clone(), object))
+        };
+        certificates.insert(Order(place.to_be_bytes().as_slice().into()), ssl, id);
+    }
+    certificates
+}
+
+fn is_tls(connection: &Value) -> bool {
+    connection.get("tls").and_then(Value::as_bool) == Some(true)
+}
+
+/// The answer for a TLS client: without a certificate there is no session, unless its route wants the TLS left
+/// alone.
+fn secured(
+    certificates: &Certificates<Arc<str>>,
+    inbound: &Inbound,
+    snapshot: &Snapshot,
+    routed: &mut dyn FnMut() -> Value,
+) -> Value {
+    let ssl = inbound.sni.as_deref().and_then(|name| certificates.find(name));
+    let passed_through = snapshot.find(inbound).is_some_and(|route| route.tls_passthrough);
+    let mut answer = match (ssl, &inbound.sni) {
+        (Some(_), _) => routed(),
+        _ if passed_through => routed(),
+        (None, Some(name)) => {
+            let reason = format!("tls_no_certificate: no ssl has a certificate for {name}");
+            json!({"route": null, "node": null, "reason": reason})
+        }
+        (None, None) => {
+            let reason = "tls_no_sni: the client names no server and there is no fallback_sni";
+            json!({"route": null, "node": null, "reason": reason})
+        }
+    };
+    answer["ssl"] = json!(ssl.map(|id| &**id));
+    answer
+}
+
+fn inbound(case: &Value, connection: &Value) -> Result<Inbound, String> {
     let address = |member: &str, port: &str| -> Result<SocketAddr, String> {
         let text = connection.get(member).and_then(Value::as_str).unwrap_or("0.0.0.0");
         let ip: IpAddr = text
@@ -88,7 +159,9 @@ fn inbound(connection: &Value) -> Result<Inbound, String> {
     let client = address("remote_addr", "remote_port")?;
     let server = address("server_addr", "server_port")?;
     let mut inbound = Inbound::new(Transport::Tcp, client, server);
-    inbound.sni = connection.get("sni").and_then(Value::as_str).and_then(super::server_name);
+    let fallback = || case.get("fallback_sni").filter(|_| is_tls(connection));
+    let sni = connection.get("sni").filter(|sni| sni.is_string()).or_else(fallback);
+    inbound.sni = sni.and_then(Value::as_str).and_then(super::server_name);
     // A variable that is given is set, to nothing too; a plugin leaves an empty client id out.
     let client_id = connection.get("vars").and_then(|vars| vars.get("mqtt_client_id"));
     inbound.mqtt_client_id = client_id.and_then(Value::as_str).map(Arc::from);

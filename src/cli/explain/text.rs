@@ -9,14 +9,22 @@ use streamgate::snapshot::Route;
 
 use crate::cli::load::Loaded;
 
-/// Writes the route, the node and why every other candidate fell out.
-pub(super) fn explain(
-    loaded: &Loaded,
-    inbound: &Inbound,
-    others: usize,
-    out: &mut impl Write,
-) -> io::Result<()> {
+/// What is asked.
+pub(super) struct Question<'a> {
+    pub(super) inbound: &'a Inbound,
+    /// Its TLS is terminated here.
+    pub(super) tls: bool,
+    /// How many routes that fell out are listed.
+    pub(super) others: usize,
+}
+
+/// Writes the certificate, the route, the node and why every other candidate fell out.
+pub(super) fn explain(loaded: &Loaded, question: &Question<'_>, out: &mut impl Write) -> io::Result<()> {
+    let Question { inbound, tls, others } = *question;
     let snapshot = &loaded.snapshot;
+    if tls {
+        certificate(loaded, inbound.sni.as_deref(), out)?;
+    }
     let explanation = snapshot.explain(inbound, others);
     match explanation.winner {
         Some((_, route)) => winner(loaded, route, inbound, out)?,
@@ -36,6 +44,23 @@ pub(super) fn explain(
         writeln!(out, "config revision {}", snapshot.revision)?;
     }
     Ok(())
+}
+
+/// The certificate that a TLS client gets, where the listen terminates TLS.
+fn certificate(loaded: &Loaded, name: Option<&str>, out: &mut impl Write) -> io::Result<()> {
+    let Some(name) = name else {
+        return writeln!(
+            out,
+            "ssl    none: the client names no server and apisix.ssl.fallback_sni is not set (tls_no_sni)"
+        );
+    };
+    match loaded.snapshot.certificates().find(name) {
+        Some(served) if served.verifies_clients => {
+            writeln!(out, "ssl    {} for {name}; the client has to show a certificate", served.id)
+        }
+        Some(served) => writeln!(out, "ssl    {} for {name}", served.id),
+        None => writeln!(out, "ssl    none has a certificate for {name} (tls_no_certificate)"),
+    }
 }
 
 fn title(route: &Route) -> String {

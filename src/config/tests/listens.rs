@@ -43,21 +43,6 @@ fn every_form_of_a_listen() {
     );
 }
 
-/// Each setting that nothing obeys yet, once for the ports of a range.
-#[test]
-fn what_is_not_built_is_named() {
-    let config = read(
-        "apisix:\n  proxy_mode: stream\n  stream_proxy:\n    udp: [9100]\n    tcp:\n    - 9100\n\
-         \x20   - {addr: 2000-2002, tls: true, tls_passthrough: true, proxy_protocol: true, proxy_protocol_to_upstream: true}\n",
-    );
-    let unbuilt = config.unbuilt();
-    assert_eq!(unbuilt.len(), 4, "{unbuilt:?}");
-    for setting in ["tls", "tls_passthrough", "proxy_protocol", "proxy_protocol_to_upstream"] {
-        let start = format!("listen 2000-2002: {setting}: ");
-        assert!(unbuilt.iter().any(|it| it.starts_with(&start)), "{unbuilt:?}");
-    }
-}
-
 #[track_caller]
 fn check_listen(list: &str, mistakes: &[&str]) {
     check(&format!("apisix:\n  proxy_mode: stream\n  stream_proxy: {list}\n"), mistakes);

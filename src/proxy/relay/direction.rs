@@ -7,27 +7,24 @@
 
 use std::io;
 use std::mem;
-use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll, ready};
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, recv};
 use rustix::pipe::{SpliceFlags, splice};
-use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::buffer::{self, Buffer};
+use super::carry::{Carry, Step, TURN, shut_down};
 use super::pace::Pace;
 use crate::live::NodeCounters;
+use crate::net::buffer::{self, Buffer};
+use crate::net::transfer::{send_some, transfer};
 use crate::proxy::pipes::{Pipe, Pipes};
 
-/// Reads, and about as many bytes, in one go before others get their turn.
-const TURN: (u32, usize) = (16, 1 << 20);
-
 /// One direction.
-pub(super) struct Direction<'a> {
+pub(in crate::proxy) struct Direction<'a> {
     from: &'a TcpStream,
     to: &'a TcpStream,
     lender: Lender<'a>,
@@ -55,81 +52,18 @@ enum Carrier {
     Pipe { pipe: Box<Pipe>, held: usize },
 }
 
-/// How far a direction got.
-#[derive(Debug)]
-pub(super) enum Step {
-    /// It will be woken: by its sender, by its receiver, or at once where it had its turn.
-    Waiting,
-    /// Its sender closed, and all was written.
-    Closed,
-    /// Reading failed: the sender's doing.
-    ReadFailed(io::Error),
-    /// Writing failed: the receiver's doing.
-    WriteFailed(io::Error),
-}
-
 impl<'a> Direction<'a> {
-    pub(super) fn new(from: &'a TcpStream, to: &'a TcpStream, lender: Lender<'a>) -> Self {
+    pub(in crate::proxy) fn new(from: &'a TcpStream, to: &'a TcpStream, lender: Lender<'a>) -> Self {
         let (carrier, pace) = (Carrier::Empty, Pace::default());
         Self { from, to, lender, carrier, pace, blocked: false, finished: false, moved: 0 }
     }
 
-    /// Whose bytes these are.
-    pub(super) fn sender(&self) -> &'a TcpStream {
-        self.from
-    }
-
-    /// Nobody reads the sender, so reading cannot tell that it has gone: its FIN has been passed on,
-    /// or the receiver takes nothing.
-    pub(super) fn is_unread(&self) -> bool {
-        self.finished || self.blocked
-    }
-
-    /// Moves bytes until it has to wait, or its turn is over.
-    pub(super) fn advance(&mut self, cx: &mut Context<'_>) -> Step {
-        let (rounds, mut left) = TURN;
-        for _ in 0..rounds {
-            let flushed = self.flush(cx);
-            self.blocked = flushed.is_pending();
-            match flushed {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => return Step::WriteFailed(error),
-                Poll::Pending => return Step::Waiting,
-            }
-            if left == 0 {
-                break;
-            }
-            match self.fill(cx) {
-                Poll::Ready(Ok(0)) => return Step::Closed,
-                Poll::Ready(Ok(read)) => left = left.saturating_sub(read),
-                Poll::Ready(Err(error)) => return Step::ReadFailed(error),
-                Poll::Pending => return Step::Waiting,
-            }
+    /// The same with bytes that were read before.
+    pub(in crate::proxy) fn preloaded(mut self, bytes: &[u8]) -> Self {
+        if let Some(buffer) = Buffer::holding(bytes) {
+            self.carrier = Carrier::Buffer { bytes: buffer, start: 0, end: bytes.len() };
         }
-        cx.waker().wake_by_ref();
-        Step::Waiting
-    }
-
-    /// Passes the sender's FIN on. To be called once all is written.
-    pub(super) fn finish(&mut self) {
-        // It fails where the receiver has gone; if that matters, the other direction meets it too.
-        let _ = SockRef::from(self.to).shutdown(Shutdown::Write);
-        self.finished = true;
-    }
-
-    /// The sender's FIN has been passed on.
-    pub(super) fn is_finished(&self) -> bool {
-        self.finished
-    }
-
-    /// Bytes were written since [`Direction::take_moved`].
-    pub(super) fn has_moved(&self) -> bool {
-        self.moved > 0
-    }
-
-    /// How many bytes were written since the last call.
-    pub(super) fn take_moved(&mut self) -> u64 {
-        mem::take(&mut self.moved)
+        self
     }
 
     /// Writes what is held.
@@ -138,8 +72,7 @@ impl<'a> Direction<'a> {
             let written = match &mut self.carrier {
                 Carrier::Buffer { bytes, start, end } if *start < *end => {
                     let rest = bytes.get(*start..*end).unwrap_or_default();
-                    let send = || Ok(send(self.to, rest, SendFlags::NOSIGNAL)?);
-                    let written = transfer(self.to, Interest::WRITABLE, rest.len(), send)?;
+                    let written = send_some(self.to, rest)?;
                     *start += written.unwrap_or_default();
                     written
                 }
@@ -234,6 +167,57 @@ impl<'a> Direction<'a> {
     }
 }
 
+impl<'a> Carry<'a> for Direction<'a> {
+    fn sender(&self) -> &'a TcpStream {
+        self.from
+    }
+
+    fn is_unread(&self) -> bool {
+        self.finished || self.blocked
+    }
+
+    fn advance(&mut self, cx: &mut Context<'_>) -> Step {
+        let (rounds, mut left) = TURN;
+        for _ in 0..rounds {
+            let flushed = self.flush(cx);
+            self.blocked = flushed.is_pending();
+            match flushed {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Step::WriteFailed(error),
+                Poll::Pending => return Step::Waiting,
+            }
+            if left == 0 {
+                break;
+            }
+            match self.fill(cx) {
+                Poll::Ready(Ok(0)) => return Step::Closed,
+                Poll::Ready(Ok(read)) => left = left.saturating_sub(read),
+                Poll::Ready(Err(error)) => return Step::ReadFailed(error),
+                Poll::Pending => return Step::Waiting,
+            }
+        }
+        cx.waker().wake_by_ref();
+        Step::Waiting
+    }
+
+    fn finish(&mut self) {
+        shut_down(self.to);
+        self.finished = true;
+    }
+
+    fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    fn has_moved(&self) -> bool {
+        self.moved > 0
+    }
+
+    fn take_moved(&mut self) -> u64 {
+        mem::take(&mut self.moved)
+    }
+}
+
 /// Moves up to `wanted` bytes between a socket and a pipe, without waiting for either.
 fn move_pages(from: BorrowedFd<'_>, to: BorrowedFd<'_>, wanted: usize) -> io::Result<usize> {
     Ok(splice(from, None, to, None, wanted, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?)
@@ -242,25 +226,4 @@ fn move_pages(from: BorrowedFd<'_>, to: BorrowedFd<'_>, wanted: usize) -> io::Re
 /// Errors that say that it is the call that is refused (splice(2), and filters of system calls).
 fn is_unspliceable(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::NOSYS | Errno::PERM))
-}
-
-/// Moves up to `wanted` bytes by one call; `None` where the socket is not ready. Less than
-/// wanted says the same of the next call, which is then not made (epoll(7), question 9).
-fn transfer(
-    socket: &TcpStream,
-    interest: Interest,
-    wanted: usize,
-    call: impl FnOnce() -> io::Result<usize>,
-) -> io::Result<Option<usize>> {
-    let mut moved = None;
-    let outcome = socket.try_io(interest, || {
-        let count = call()?;
-        moved = Some(count);
-        // The error is how the reactor is told that the socket is to be waited for.
-        if 0 < count && count < wanted { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-    });
-    match outcome {
-        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-        _ => Ok(moved),
-    }
 }

@@ -1,7 +1,9 @@
 //! Whether a flow is bulk: worth a pipe.
 
+use crate::net::buffer::SIZE;
+
 /// A read of so much says bulk: half of what a buffer takes.
-const FULL: usize = super::buffer::SIZE / 2;
+const FULL: usize = SIZE / 2;
 /// So many of them in a row make a flow bulk.
 const FULL_READS: u8 = 4;
 /// A read of less than so much says that it is not.

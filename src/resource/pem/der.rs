@@ -60,6 +60,13 @@ pub(super) fn public_key(certificate: &[u8]) -> Option<&[u8]> {
     Some(certificate.tbs_certificate.subject_pki.raw)
 }
 
+/// The bounds of a certificate's validity, in seconds since 1970.
+pub(super) fn validity(certificate: &[u8]) -> Option<(i64, i64)> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let validity = &certificate.tbs_certificate.validity;
+    Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
+}
+
 /// Compares the keys alone: algorithm parameters may be left out in one of them.
 pub(super) fn same_public_key(left: &[u8], right: &[u8]) -> bool {
     let key =

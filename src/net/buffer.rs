@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
 /// One read takes at most so much.
-pub(super) const SIZE: usize = 64 * 1024;
+pub const SIZE: usize = 64 * 1024;
 /// Buffers a thread keeps when nobody needs them: 8 MiB.
 const KEPT: usize = 128;
 
@@ -14,13 +14,25 @@ thread_local! {
 
 /// A buffer of [`SIZE`] bytes that goes back to its thread's pool.
 #[derive(Debug)]
-pub(super) struct Buffer(Box<[u8]>);
+pub struct Buffer(Box<[u8]>);
 
 impl Buffer {
     /// One from the pool, or a new one. What it holds is left over from elsewhere.
-    pub(super) fn take() -> Self {
+    #[must_use]
+    pub fn take() -> Self {
         let free = FREE.with_borrow_mut(Vec::pop);
         Self(free.unwrap_or_else(|| vec![0; SIZE].into_boxed_slice()))
+    }
+
+    /// One that begins with these bytes. `None` where there are none, or more than [`SIZE`].
+    #[must_use]
+    pub fn holding(bytes: &[u8]) -> Option<Self> {
+        if bytes.is_empty() || bytes.len() > SIZE {
+            return None;
+        }
+        let mut buffer = Self::take();
+        buffer.0.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(buffer)
     }
 }
 
