@@ -18,7 +18,7 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use self::cap::Cap;
 pub use self::lines::{Flush, Lines};
-use crate::session::{End, Outcome, Side};
+use crate::session::{End, Outcome};
 
 /// How lines look.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -124,15 +124,22 @@ pub const WINDOW: Duration = Duration::from_secs(10);
 /// Lines of one ending in a window.
 pub const LINES: u32 = 50;
 
-/// Endings that are the client's doing are told at `info`, all others at `warn`.
+/// Quiet endings are told at `info`, all others at `warn`.
 macro_rules! at_level_of {
     ($end:expr, $($fields:tt)*) => {
-        if $end.side() == Side::Client {
+        if is_quiet($end) {
             tracing::info!(target: "streamgate::session", $($fields)*)
         } else {
             tracing::warn!(target: "streamgate::session", $($fields)*)
         }
     };
+}
+
+/// Reports whether an ending is the client's doing and nothing to look at. A handshake or a header that
+/// failed is the client's doing too, but only its line says what is wrong with the client or with its
+/// proxy; nginx tells of them as errors.
+fn is_quiet(end: End) -> bool {
+    matches!(end, End::ClientClosed | End::ClientReset | End::PrereadTimeout)
 }
 
 fn suppressed(cap: &mut Cap) {
@@ -153,7 +160,7 @@ fn write(outcome: &Outcome) {
     let Outcome { inbound, end, traffic, .. } = outcome;
     let label = end.label();
     at_level_of!(
-        end,
+        *end,
         end = label,
         side = end.side().label(),
         route = outcome.route.as_deref(),
@@ -303,7 +310,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn normal_endings_are_silent_and_sides_have_their_level() {
+    async fn normal_endings_are_silent_and_quiet_ones_at_info() {
         let (sender, receiver) = mpsc::channel(64);
         for end in End::ALL {
             sender.try_send(outcome(*end)).unwrap();
@@ -315,7 +322,8 @@ mod tests {
             End::ALL.iter().filter(|end| !end.is_normal()).map(|end| end.label()).collect();
         assert_eq!(seen, expected);
         for line in &lines {
-            let level = if line["side"] == "client" { "INFO" } else { "WARN" };
+            let quiet = ["client_reset", "preread_timeout"].contains(&line["end"].as_str().unwrap());
+            let level = if quiet { "INFO" } else { "WARN" };
             assert_eq!(line["level"], level, "{line}");
         }
     }
