@@ -100,7 +100,7 @@ impl Control {
             );
         }
         self.publish(&all, begun, retired);
-        self.report_refused(&all);
+        self.report(&all);
         if first && self.store.is_loaded() {
             if let Some(first) = self.first.take() {
                 // Whoever waited for it may be stopping already.
@@ -174,6 +174,11 @@ impl Control {
         }
     }
 
+    fn report(&self, changes: &Changes) {
+        self.report_refused(changes);
+        self.report_left_out(changes);
+    }
+
     fn report_refused(&self, changes: &Changes) {
         for refused in ours(changes, &self.published.load()) {
             let serving = if refused.previous_serves {
@@ -196,10 +201,25 @@ impl Control {
         }
     }
 
+    /// Tells what of a certificate object does not count. From outside nobody sees that a pair of it is
+    /// missing, as long as another one serves.
+    fn report_left_out(&self, changes: &Changes) {
+        for key in changes.keys.iter().filter(|key| key.kind == Kind::Ssl) {
+            let warnings = self.store.entry(key).map(|entry| &*entry.warnings).unwrap_or_default();
+            // Of the version that was refused there is only the refusal to tell.
+            if warnings.is_empty() || changes.refused.iter().any(|refused| refused.key == *key) {
+                continue;
+            }
+            for warning in warnings {
+                tracing::warn!(object = %key, "{key}: {warning}");
+            }
+        }
+    }
+
     fn accept_held(&mut self, retired: &mut Vec<Arc<Snapshot>>) -> usize {
         let changes = self.store.accept_held(unix_ms());
         self.publish(&changes, Instant::now(), retired);
-        self.report_refused(&changes);
+        self.report(&changes);
         changes.keys.len()
     }
 }
