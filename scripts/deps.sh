@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a build and the tests need and this machine lacks: protoc with the well-known
-# protos (etcd-client compiles etcd's API), etcd and etcdctl, and for benches valgrind and ip. Says what
+# protos (etcd-client compiles etcd's API), etcd and etcdctl, openssl, and for benches valgrind and ip. Says what
 # it installs; installs nothing that is there. Debian and Ubuntu; elsewhere it names what is missing and
 # stops.
 set -euo pipefail
@@ -17,9 +17,10 @@ need valgrind valgrind
 need ip iproute2
 need etcd etcd-server
 need etcdctl etcd-client
+need openssl openssl
 
 if [ "${#missing[@]}" -eq 0 ]; then
-  echo "ok    protoc, etcd, etcdctl, valgrind and ip found"
+  echo "ok    protoc, etcd, etcdctl, openssl, valgrind and ip found"
   exit 0
 fi
 if ! command -v apt-get >/dev/null 2>&1; then

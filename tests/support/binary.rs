@@ -70,6 +70,8 @@ pub fn stderr(output: &Output) -> String {
 pub struct Setup {
     pub tcp: usize,
     pub udp: usize,
+    /// Settings of `tcp(0)` and those after it, such as `tls: true`; none where it is empty or missing.
+    pub listens: Vec<&'static str>,
     pub workers: usize,
     pub plugins: Vec<&'static str>,
     /// The `deployment:` section.
@@ -96,6 +98,7 @@ impl Setup {
         Self {
             tcp: 1,
             udp: 1,
+            listens: vec![],
             workers: 2,
             plugins: vec!["prometheus", "ip-restriction", "limit-conn"],
             deployment,
@@ -164,16 +167,20 @@ impl Setup {
         if let Some(whole) = &self.whole {
             return ports.fill(whole);
         }
-        let listens = |ports: &[u16]| -> String {
-            let quoted: Vec<String> = ports.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
-            quoted.join(", ")
+        let listens = |ports: &[u16], settings: &[&str]| -> String {
+            let settings = settings.iter().copied().chain(std::iter::repeat(""));
+            let listen = |(port, settings): (&u16, &str)| match settings {
+                "" => format!("\"127.0.0.1:{port}\""),
+                settings => format!("{{addr: \"127.0.0.1:{port}\", {settings}}}"),
+            };
+            ports.iter().zip(settings).map(listen).collect::<Vec<_>>().join(", ")
         };
         let mut text = format!(
             "apisix:\n  proxy_mode: stream\n  status: {{ip: 127.0.0.1, port: {}}}\n  stream_proxy:\n    \
              tcp: [{}]\n    udp: [{}]\n{}deployment:\n{}",
             ports.status,
-            listens(&ports.tcp),
-            listens(&ports.udp),
+            listens(&ports.tcp, &self.listens),
+            listens(&ports.udp, &[]),
             self.apisix,
             self.deployment,
         );

@@ -76,7 +76,7 @@ pub fn connect_from(client: SocketAddr, address: SocketAddr) -> io::Result<TcpSt
 }
 
 /// Sends `?` on an open session and gives the name of the upstream behind it.
-pub fn talk(stream: &mut TcpStream) -> io::Result<String> {
+pub fn talk(stream: &mut (impl Read + Write)) -> io::Result<String> {
     stream.write_all(b"?")?;
     let mut heard = [0; 2];
     stream.read_exact(&mut heard)?;
