@@ -11,17 +11,10 @@ mod tls;
 
 use std::process::Command;
 
-use binary::{Gateway, Setup, run, stderr, stdout};
-use peers::{echo, talk};
-use serde_json::{Value, json};
-use tls::{Algorithm, Authority, Client, Pair, refusal, s_client, shake_hands, ssl};
-
-/// One listen that terminates TLS and one route to an upstream that answers `A`.
-fn terminating(ssls: &[Value]) -> Setup {
-    let upstream = json!({"nodes": {echo("A").to_string(): 1}});
-    let objects = json!({"stream_routes": [{"id": "r1", "upstream": upstream}], "ssls": ssls});
-    Setup { listens: vec!["tls: true"], ..Setup::objects(&objects) }
-}
+use binary::{Gateway, run, stderr, stdout};
+use peers::talk;
+use serde_json::json;
+use tls::{Algorithm, Authority, Client, Pair, failures, refusal, s_client, shake_hands, ssl, terminating};
 
 /// The certificate that a client of this name gets is that of `pair`, and the session works.
 #[track_caller]
@@ -35,10 +28,6 @@ fn serves(gateway: &Gateway, name: Option<&str>, pair: &Pair) {
 fn refuses(gateway: &Gateway, name: Option<&str>, alert: &str) {
     let why = refusal(gateway.tcp(0), name, &Client::default().config());
     assert!(why.contains(alert), "{name:?}: {why}");
-}
-
-fn failures(gateway: &Gateway, reason: &str) -> Option<f64> {
-    gateway.metric(&format!("streamgate_tls_handshake_failures_total{{reason=\"{reason}\"}}"))
 }
 
 #[test]

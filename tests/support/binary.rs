@@ -11,6 +11,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -239,9 +240,12 @@ impl Gateway {
     /// Starts it without a look at what becomes of it.
     pub fn spawn(setup: Setup) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let free = |count: usize| (0..count).map(|_| free_port()).collect();
-        let mut ports =
-            Ports { tcp: free(setup.tcp), udp: free(setup.udp), metrics: free_port(), status: free_port() };
+        // A port that is free now may be chosen twice.
+        let mut chosen = HashSet::new();
+        let mut choose = || std::iter::repeat_with(free_port).find(|port| chosen.insert(*port)).unwrap();
+        let (metrics, status) = (choose(), choose());
+        let mut free = |count: usize| (0..count).map(|_| choose()).collect();
+        let mut ports = Ports { tcp: free(setup.tcp), udp: free(setup.udp), metrics, status };
         ports.tcp.iter_mut().zip(setup.fixed_port).for_each(|(port, fixed)| *port = fixed);
         fs::write(folder.path().join("config.yaml"), setup.text(&ports)).unwrap();
         if let Some(objects) = &setup.objects {

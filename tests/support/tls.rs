@@ -13,7 +13,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,8 +37,8 @@ use rustls::{
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::binary::{PATIENCE, pause};
-use crate::peers::connect;
+use crate::binary::{Gateway, PATIENCE, Setup, pause};
+use crate::peers::{connect, echo};
 
 /// What signs.
 #[derive(Clone, Copy, Debug)]
@@ -157,6 +157,23 @@ impl Authority {
 /// A certificate object for these names.
 pub fn ssl(id: &str, names: &[&str], pair: &Pair) -> Value {
     json!({"id": id, "snis": names, "cert": pair.cert, "key": pair.key})
+}
+
+/// One listen that terminates TLS and one route to an upstream that answers `A`.
+pub fn terminating(ssls: &[Value]) -> Setup {
+    let upstream = json!({"nodes": {echo("A").to_string(): 1}});
+    let objects = json!({"stream_routes": [{"id": "r1", "upstream": upstream}], "ssls": ssls});
+    Setup { listens: vec!["tls: true"], ..Setup::objects(&objects) }
+}
+
+/// Handshakes with clients that failed for this reason.
+pub fn failures(gateway: &Gateway, reason: &str) -> Option<f64> {
+    gateway.metric(&format!("streamgate_tls_handshake_failures_total{{reason=\"{reason}\"}}"))
+}
+
+/// Handshakes with clients that were good: `full` or `resumed`.
+pub fn handshakes(gateway: &Gateway, kind: &str) -> Option<f64> {
+    gateway.metric(&format!("streamgate_tls_handshakes_total{{kind=\"{kind}\"}}"))
 }
 
 /// What a client offers and believes.
@@ -407,4 +424,41 @@ pub fn s_client(address: SocketAddr, arguments: &[&str], until: &str) -> String 
     // At the end of its input it closes the connection and goes.
     process.wait().unwrap();
     said()
+}
+
+/// A way to `address` on which everything that comes from there is noted.
+pub fn tapped(address: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (here, noted) = (listener.local_addr().unwrap(), Arc::<Mutex<Vec<u8>>>::default());
+    let notes = noted.clone();
+    thread::spawn(move || {
+        let (mut client, _) = listener.accept()?;
+        let mut server = TcpStream::connect(address)?;
+        let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
+        thread::spawn(move || {
+            io::copy(&mut from_client, &mut to_server).and_then(|_| to_server.shutdown(Shutdown::Write))
+        });
+        let mut buffer = [0; 4096];
+        loop {
+            let length = server.read(&mut buffer)?;
+            if length == 0 {
+                return client.shutdown(Shutdown::Write);
+            }
+            notes.lock().unwrap_or_else(PoisonError::into_inner).extend(&buffer[..length]);
+            client.write_all(&buffer[..length])?;
+        }
+    });
+    (here, noted)
+}
+
+/// Type and length of the whole TLS records at the beginning of `bytes`.
+pub fn records(mut bytes: &[u8]) -> Vec<(u8, usize)> {
+    let mut found = Vec::new();
+    while let [kind, _, _, high, low, rest @ ..] = bytes {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        let Some(next) = rest.get(length..) else { break };
+        found.push((*kind, length));
+        bytes = next;
+    }
+    found
 }
