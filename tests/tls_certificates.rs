@@ -4,6 +4,8 @@
 
 #[path = "support/binary.rs"]
 mod binary;
+#[path = "support/openssl.rs"]
+mod openssl;
 #[path = "support/peers.rs"]
 mod peers;
 #[path = "support/tls.rs"]
@@ -12,9 +14,10 @@ mod tls;
 use std::process::Command;
 
 use binary::{Gateway, run, stderr, stdout};
+use openssl::s_client;
 use peers::talk;
 use serde_json::json;
-use tls::{Algorithm, Authority, Client, Pair, failures, refusal, s_client, shake_hands, ssl, terminating};
+use tls::{Algorithm, Authority, Client, Pair, failures, refusal, shake_hands, ssl, terminating};
 
 /// The certificate that a client of this name gets is that of `pair`, and the session works.
 #[track_caller]

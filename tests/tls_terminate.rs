@@ -4,6 +4,8 @@
 
 #[path = "support/binary.rs"]
 mod binary;
+#[path = "support/openssl.rs"]
+mod openssl;
 #[path = "support/peers.rs"]
 mod peers;
 #[path = "support/tls.rs"]
@@ -16,11 +18,12 @@ use std::thread;
 use std::time::Duration;
 
 use binary::{Gateway, PATIENCE, Setup};
+use openssl::s_client;
 use peers::{connect, echo, talk};
 use rustls::{ClientConfig, HandshakeKind, NamedGroup, ProtocolVersion};
 use serde_json::{Value, json};
 use tls::{
-    Authority, Client, ONLY_TLS12, ONLY_TLS13, Pair, failures, handshakes, hello, records, refusal, s_client,
+    Authority, Client, ONLY_TLS12, ONLY_TLS13, Pair, failures, handshakes, hello, records, refusal,
     shake_hands, ssl, tapped, terminating,
 };
 use tokio::time::Instant;

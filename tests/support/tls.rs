@@ -11,11 +11,10 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -35,9 +34,8 @@ use rustls::{
     ServerConnection, StreamOwned, SupportedProtocolVersion,
 };
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
-use crate::binary::{Gateway, PATIENCE, Setup, pause};
+use crate::binary::{Gateway, PATIENCE, Setup};
 use crate::peers::{connect, echo};
 
 /// What signs.
@@ -394,36 +392,6 @@ pub fn accept_hands(
         connection.complete_io(&mut stream)?;
     }
     Ok(StreamOwned::new(connection, stream))
-}
-
-/// `openssl s_client` to `address`, which says `?` once it is connected. Gives back what it printed when
-/// that contains `until`, or when it has ended.
-#[track_caller]
-pub fn s_client(address: SocketAddr, arguments: &[&str], until: &str) -> String {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("said");
-    let file = File::create(&path).unwrap();
-    let mut command = Command::new("openssl");
-    command.args(["s_client", "-connect", &address.to_string()]).args(arguments);
-    command.stdin(Stdio::piped()).stdout(file.try_clone().unwrap()).stderr(file);
-    let mut process = command.spawn().unwrap();
-    let mut input = process.stdin.take().unwrap();
-    // One that was refused has gone already.
-    let _ = input.write_all(b"?\n");
-    let deadline = Instant::now() + PATIENCE;
-    let said = || String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
-    while process.try_wait().unwrap().is_none() && !said().contains(until) {
-        if Instant::now() > deadline {
-            process.kill().unwrap();
-            process.wait().unwrap();
-            panic!("no {until:?} in what openssl said:\n{}", said());
-        }
-        pause();
-    }
-    drop(input);
-    // At the end of its input it closes the connection and goes.
-    process.wait().unwrap();
-    said()
 }
 
 /// A way to `address` on which everything that comes from there is noted.
