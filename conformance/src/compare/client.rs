@@ -18,13 +18,15 @@ use rustix::net::RecvFlags;
 use crate::gateway::LIMIT;
 
 /// Connections that are open at a time, where a load is of many.
-const CLIENTS: usize = 32;
+pub(super) const CLIENTS: usize = 32;
 /// Bytes of a request and of its answer.
 const MESSAGE: usize = 64;
 /// From one request to the next, where they come at a rate.
 const PACE: Duration = Duration::from_micros(200);
 /// The most that one read discards in bulk.
 const CHUNK: usize = 1 << 20;
+/// Bytes of one write of an upload.
+const UPLOAD: usize = 256 * 1024;
 
 /// What a load has done so far, and whether it shall end.
 #[derive(Debug, Default)]
@@ -142,9 +144,35 @@ pub fn paced(proxy: SocketAddr, progress: &Progress) -> io::Result<()> {
 
 /// All that comes over so many connections, discarded in the kernel.
 pub fn bulk(proxy: SocketAddr, connections: usize, progress: &Progress) -> io::Result<()> {
+    discard(&several(connections, || connect(proxy))?, progress)
+}
+
+/// The same over one connection on which `first` is sent before.
+pub fn download(proxy: SocketAddr, first: &[u8], progress: &Progress) -> io::Result<()> {
+    discard(&[begin(proxy, first)?], progress)
+}
+
+/// As much as can be sent over one connection, `first` before all.
+pub fn upload(proxy: SocketAddr, first: &[u8], progress: &Progress) -> io::Result<()> {
+    let mut stream = begin(proxy, first)?;
+    stream.set_write_timeout(Some(LIMIT))?;
+    let chunk = vec![7; UPLOAD];
+    while progress.goes_on() {
+        stream.write_all(&chunk)?;
+    }
+    Ok(())
+}
+
+fn begin(proxy: SocketAddr, first: &[u8]) -> io::Result<TcpStream> {
+    let mut stream = connect(proxy)?;
+    stream.write_all(first)?;
+    Ok(stream)
+}
+
+/// Discards in the kernel what comes over these.
+pub(super) fn discard(open: &[TcpStream], progress: &Progress) -> io::Result<()> {
     let mut waiting = Waiting::new()?;
     let mut chunk = vec![0; CHUNK];
-    let open = (0..connections).map(|_| connect(proxy)).collect::<io::Result<Vec<_>>>()?;
     for (index, stream) in open.iter().enumerate() {
         waiting.add(stream, index)?;
     }
@@ -176,21 +204,26 @@ pub fn first_bytes(proxy: SocketAddr, count: usize) -> io::Result<Vec<f64>> {
 
 /// So many connections on each of which a byte went each way.
 pub fn hold(proxy: SocketAddr, count: usize) -> io::Result<Vec<TcpStream>> {
-    (0..count)
-        .map(|opened| {
-            let open = || {
-                let mut stream = connect(proxy)?;
-                exchange(&mut stream)?;
-                io::Result::Ok(stream)
-            };
-            open()
-                .map_err(|error| io::Error::new(error.kind(), format!("after {opened} connections: {error}")))
-        })
-        .collect()
+    several(count, || {
+        let mut stream = connect(proxy)?;
+        exchange(&mut stream)?;
+        Ok(stream)
+    })
+}
+
+/// So many of what `open` opens; an error says how many there were.
+pub(super) fn several<T>(count: usize, mut open: impl FnMut() -> io::Result<T>) -> io::Result<Vec<T>> {
+    let mut opened = Vec::with_capacity(count);
+    for number in 0..count {
+        let one = open()
+            .map_err(|error| io::Error::new(error.kind(), format!("after {number} connections: {error}")))?;
+        opened.push(one);
+    }
+    Ok(opened)
 }
 
 /// As lean as can be, for its cost is the load's and not the proxy's.
-fn connect(proxy: SocketAddr) -> io::Result<TcpStream> {
+pub(super) fn connect(proxy: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(proxy)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(LIMIT))?;

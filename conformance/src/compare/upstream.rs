@@ -1,4 +1,4 @@
-//! What the proxies forward to: echoes, a source of endless bytes, a sink that counts.
+//! What the proxies forward to: echoes, a source of endless bytes, a drain and a sink that count.
 //!
 //! One thread serves all connections of one address, so that its own cost stays small beside the
 //! proxy's and does not depend on how many there are.
@@ -13,6 +13,7 @@ use std::thread;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::net::RecvFlags;
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 use streamgate_sys::segment::set_coalescing;
 
@@ -24,6 +25,9 @@ pub const SOURCE: u16 = 7002;
 pub const DATAGRAMS: u16 = 7003;
 /// Counts the bytes of datagrams.
 pub const SINK: u16 = 7004;
+
+/// Takes bytes over TCP without end and counts them.
+pub const DRAIN: u16 = 7005;
 
 /// Bytes of one write in bulk.
 const CHUNK: usize = 256 * 1024;
@@ -37,30 +41,52 @@ const TURN: usize = 64;
 pub struct Upstream {
     /// Where it is.
     pub ip: Ipv4Addr,
-    received: Arc<AtomicU64>,
+    counts: Arc<Counts>,
+}
+
+/// Bytes so far.
+#[derive(Debug, Default)]
+struct Counts {
+    datagrams: AtomicU64,
+    sent: AtomicU64,
+    drained: AtomicU64,
 }
 
 impl Upstream {
     /// Starts one on this address.
     pub fn start(ip: Ipv4Addr) -> io::Result<Self> {
-        let received = Arc::new(AtomicU64::new(0));
-        let mut server = Server::bind(ip, Arc::clone(&received))?;
+        let counts = Arc::new(Counts::default());
+        let mut server = Server::bind(ip, Arc::clone(&counts))?;
         thread::spawn(move || server.run());
-        Ok(Self { ip, received })
+        Ok(Self { ip, counts })
     }
 
     /// Bytes of datagrams that the sink has had.
     #[must_use]
     pub fn received(&self) -> u64 {
-        self.received.load(Relaxed)
+        self.counts.datagrams.load(Relaxed)
+    }
+
+    /// Bytes that the source has handed to the kernel: some megabytes of them may not have arrived.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.counts.sent.load(Relaxed)
+    }
+
+    /// Bytes that the drain has had.
+    #[must_use]
+    pub fn drained(&self) -> u64 {
+        self.counts.drained.load(Relaxed)
     }
 }
 
 enum Role {
     EchoListener(TcpListener),
     SourceListener(TcpListener),
+    DrainListener(TcpListener),
     Echo(TcpStream),
     Source(TcpStream),
+    Drain(TcpStream),
     DatagramEcho(UdpSocket),
     Sink(UdpSocket),
 }
@@ -68,8 +94,10 @@ enum Role {
 impl AsFd for Role {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::EchoListener(socket) | Self::SourceListener(socket) => socket.as_fd(),
-            Self::Echo(socket) | Self::Source(socket) => socket.as_fd(),
+            Self::EchoListener(socket) | Self::SourceListener(socket) | Self::DrainListener(socket) => {
+                socket.as_fd()
+            }
+            Self::Echo(socket) | Self::Source(socket) | Self::Drain(socket) => socket.as_fd(),
             Self::DatagramEcho(socket) | Self::Sink(socket) => socket.as_fd(),
         }
     }
@@ -87,11 +115,11 @@ struct Server {
     roles: HashMap<u64, Role>,
     last: u64,
     buffer: Vec<u8>,
-    received: Arc<AtomicU64>,
+    counts: Arc<Counts>,
 }
 
 impl Server {
-    fn bind(ip: Ipv4Addr, received: Arc<AtomicU64>) -> io::Result<Self> {
+    fn bind(ip: Ipv4Addr, counts: Arc<Counts>) -> io::Result<Self> {
         let at = |port| SocketAddr::from((ip, port));
         let sink = UdpSocket::bind(at(SINK))?;
         set_coalescing(sink.as_fd(), true)?;
@@ -100,9 +128,10 @@ impl Server {
         }
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let buffer = vec![0; CHUNK];
-        let mut server = Self { epoll, roles: HashMap::new(), last: 0, buffer, received };
+        let mut server = Self { epoll, roles: HashMap::new(), last: 0, buffer, counts };
         server.add(Role::EchoListener(TcpListener::bind(at(ECHO))?))?;
         server.add(Role::SourceListener(TcpListener::bind(at(SOURCE))?))?;
+        server.add(Role::DrainListener(TcpListener::bind(at(DRAIN))?))?;
         server.add(Role::DatagramEcho(UdpSocket::bind(at(DATAGRAMS))?))?;
         server.add(Role::Sink(sink))?;
         Ok(server)
@@ -134,7 +163,7 @@ impl Server {
     fn turn(&mut self, token: u64) -> io::Result<()> {
         let Some(role) = self.roles.get_mut(&token) else { return Ok(()) };
         // A client that goes away, or does not read what small messages it gets, ends its own session alone.
-        match serve(role, &mut self.buffer, &self.received).unwrap_or(Next::Close) {
+        match serve(role, &mut self.buffer, &self.counts).unwrap_or(Next::Close) {
             Next::Stay => Ok(()),
             Next::Close => {
                 self.roles.remove(&token);
@@ -145,10 +174,11 @@ impl Server {
     }
 }
 
-fn serve(role: &mut Role, buffer: &mut [u8], received: &AtomicU64) -> io::Result<Next> {
+fn serve(role: &mut Role, buffer: &mut [u8], counts: &Counts) -> io::Result<Next> {
     match role {
         Role::EchoListener(listener) => Ok(Next::Add(accept(listener).map(Role::Echo).collect())),
         Role::SourceListener(listener) => Ok(Next::Add(accept(listener).map(Role::Source).collect())),
+        Role::DrainListener(listener) => Ok(Next::Add(accept(listener).map(Role::Drain).collect())),
         Role::Echo(stream) => match stream.read(buffer) {
             Ok(0) => Ok(Next::Close),
             Ok(length) => {
@@ -157,7 +187,22 @@ fn serve(role: &mut Role, buffer: &mut [u8], received: &AtomicU64) -> io::Result
             }
             Err(error) => waits(error),
         },
-        Role::Source(stream) => stream.write(buffer).map_or_else(waits, |_| Ok(Next::Stay)),
+        Role::Source(stream) => match stream.write(buffer) {
+            Ok(length) => {
+                counts.sent.fetch_add(length as u64, Relaxed);
+                Ok(Next::Stay)
+            }
+            Err(error) => waits(error),
+        },
+        // tcp(7): TRUNC discards the bytes instead of copying them.
+        Role::Drain(stream) => match rustix::net::recv(stream, buffer, RecvFlags::TRUNC) {
+            Ok((_, 0)) => Ok(Next::Close),
+            Ok((_, length)) => {
+                counts.drained.fetch_add(length as u64, Relaxed);
+                Ok(Next::Stay)
+            }
+            Err(error) => waits(error.into()),
+        },
         Role::DatagramEcho(socket) => {
             for _ in 0..TURN {
                 let Ok((length, from)) = socket.recv_from(buffer) else { break };
@@ -168,7 +213,7 @@ fn serve(role: &mut Role, buffer: &mut [u8], received: &AtomicU64) -> io::Result
         }
         Role::Sink(socket) => {
             while let Ok(length) = socket.recv(buffer) {
-                received.fetch_add(length as u64, Relaxed);
+                counts.datagrams.fetch_add(length as u64, Relaxed);
             }
             Ok(Next::Stay)
         }
@@ -204,6 +249,15 @@ mod tests {
 
         let mut source = crate::gateway::connect((ip, SOURCE).into()).unwrap();
         source.read_exact(&mut vec![1; 4 * CHUNK]).unwrap();
+        assert!(upstream.sent() >= 4 * CHUNK as u64);
+
+        let mut drain = crate::gateway::connect((ip, DRAIN).into()).unwrap();
+        drain.write_all(&vec![1; 4 * CHUNK]).unwrap();
+        until(Duration::from_secs(5), || match upstream.drained() {
+            count if count == 4 * CHUNK as u64 => Ok(()),
+            other => Err(io::Error::other(format!("{other} bytes drained"))),
+        })
+        .unwrap();
 
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
