@@ -10,6 +10,7 @@
 //! - [`usage`] CPU time, memory and descriptors of a process with its children
 //! - [`upstream`] what the proxies forward to
 //! - [`client`], [`datagram`] the load over TCP and over UDP
+//! - [`tls`] the same with TLS
 //! - [`round`] every work on every proxy
 //! - [`limit`] the ratios that are required
 //! - [`results`] medians, ratios and what is missing
@@ -24,5 +25,6 @@ pub mod proxy;
 pub mod report;
 pub mod results;
 pub mod round;
+pub mod tls;
 pub mod upstream;
 pub mod usage;

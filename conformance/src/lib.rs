@@ -3,6 +3,7 @@
 //! Nothing here links the gateway: it is driven through its command line, its sockets and etcd, as
 //! a user would.
 
+pub mod certificate;
 pub mod compare;
 pub mod echo;
 pub mod etcd;

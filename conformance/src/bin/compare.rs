@@ -18,6 +18,7 @@ use streamgate_conformance::compare::proxy::{Proxy, Setting};
 use streamgate_conformance::compare::report::{Report, put_into};
 use streamgate_conformance::compare::results::Results;
 use streamgate_conformance::compare::round::{self, Sample};
+use streamgate_conformance::compare::tls;
 use streamgate_conformance::figures::short;
 use streamgate_conformance::machine::Machine;
 use streamgate_conformance::verdict::{conclude, say};
@@ -30,7 +31,8 @@ const USAGE: &str = "usage: compare GATEWAY [OPTION]…
   --seconds S     how long it is measured each time (1)
   --idle N        idle connections to hold (9000)
   --proxies A,B   only these, by their names in the results
-  --works A,B     only these: idle, connections, requests, bulk-1, bulk-8, first-bytes, datagrams, segments
+  --works A,B     only these: idle, connections, requests, paced, bulk-1, bulk-8, first-bytes, datagrams, segments,
+                  tls-idle, tls-handshake, tls-resumed, tls-bulk-1, tls-bulk-8, tls-upload-1, tls-upload-8, passthrough
   --installed     leave out the peers that are not installed
   --unprivileged  start the proxies as users without privileges
   --report        exit with 0 whatever is missed
@@ -61,6 +63,8 @@ struct Options {
     write: Option<PathBuf>,
     /// This process is the first of the namespaces of a round.
     inside: bool,
+    /// Why the works over TLS are left out, where they are.
+    without_tls: Option<String>,
 }
 
 impl Options {
@@ -90,7 +94,11 @@ impl Options {
         if installed {
             plan.proxies.retain(|proxy| proxy.program(&gateway).is_some());
         }
-        Ok(Self { gateway, plan, report, json, write, inside })
+        let without_tls = if plan.asks_for_tls() { tls::unbuilt(&gateway)? } else { None };
+        if without_tls.is_some() {
+            plan.works.retain(|work| !work.is_of_tls());
+        }
+        Ok(Self { gateway, plan, report, json, write, inside, without_tls })
     }
 
     /// The folder of configurations and logs; they stay for whoever asks what a proxy said.
@@ -122,6 +130,9 @@ fn run(arguments: &[String]) -> Outcome<bool> {
     }
     let machine = Machine::this();
     say(format_args!("{machine}, load {}", Machine::load()));
+    if let Some(why) = &options.without_tls {
+        say(format_args!("works over TLS are left out: {why}"));
+    }
     let mut results = Results::default();
     for number in 0..options.plan.rounds {
         outside(&options, number, arguments, &mut results)?;

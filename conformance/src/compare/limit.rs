@@ -1,4 +1,4 @@
-//! What is required of streamgate beside its peers.
+//! What is required of streamgate beside its peers, beside itself, and of its figures alone.
 
 use super::metric::Metric;
 use super::proxy::Proxy;
@@ -9,12 +9,35 @@ use super::results::{Results, Spread};
 pub struct Limit {
     /// Of this metric.
     pub metric: Metric,
-    /// Its ratio to this peer; where none is given, the figure itself.
-    pub against: Option<Proxy>,
+    /// What it is held against.
+    pub against: Against,
     /// What must be reached; none where the figure is recorded only.
     pub required: Option<f64>,
     /// What would be better still.
     pub stretch: Option<f64>,
+}
+
+/// What a figure of streamgate is held against.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Against {
+    /// The same figure of this peer: the limit is of the ratio.
+    Peer(Proxy),
+    /// Another figure of streamgate: the limit is of the ratio.
+    Own(Metric),
+    /// Nothing: the limit is of the figure.
+    Nothing,
+}
+
+impl Against {
+    /// In a word: the name of the peer or of the other metric; none where there is neither.
+    #[must_use]
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Peer(proxy) => Some(proxy.name()),
+            Self::Own(metric) => Some(metric.id()),
+            Self::Nothing => None,
+        }
+    }
 }
 
 /// How a figure stands to its limit.
@@ -31,11 +54,15 @@ pub enum Verdict {
 }
 
 const fn limit(metric: Metric, against: Proxy, required: Option<f64>, stretch: Option<f64>) -> Limit {
-    Limit { metric, against: Some(against), required, stretch }
+    Limit { metric, against: Against::Peer(against), required, stretch }
+}
+
+const fn beside(metric: Metric, other: Metric, required: f64) -> Limit {
+    Limit { metric, against: Against::Own(other), required: Some(required), stretch: None }
 }
 
 const fn own(metric: Metric, required: Option<f64>, stretch: Option<f64>) -> Limit {
-    Limit { metric, against: None, required, stretch }
+    Limit { metric, against: Against::Nothing, required, stretch }
 }
 
 /// All of them, in the order they are shown.
@@ -73,6 +100,18 @@ pub const LIMITS: &[Limit] = &[
     limit(Metric::SegmentRate, Proxy::Envoy, None, Some(3.0)),
     own(Metric::IdleMemory, Some(2560.0), Some(1536.0)),
     own(Metric::IdleCpu, Some(1.0), None),
+    limit(Metric::TlsHandshake, Proxy::Nginx, Some(1.0), Some(0.75)),
+    limit(Metric::TlsResumed, Proxy::Nginx, Some(1.0), None),
+    beside(Metric::TlsResumed, Metric::TlsHandshake, 1.0),
+    limit(Metric::TlsBulkOne, Proxy::Nginx, Some(1.0), None),
+    limit(Metric::TlsBulkEight, Proxy::Nginx, Some(1.0), None),
+    limit(Metric::TlsUploadOne, Proxy::Nginx, Some(1.0), None),
+    limit(Metric::TlsUploadEight, Proxy::Nginx, Some(1.0), None),
+    own(Metric::TlsIdleMemory, Some(25.0 * 1024.0), Some(12.0 * 1024.0)),
+    beside(Metric::PassthroughBulk, Metric::PlainBulk, 1.1),
+    limit(Metric::PassthroughBulk, Proxy::Nginx, None, None),
+    beside(Metric::PassthroughUpload, Metric::PlainUpload, 1.1),
+    limit(Metric::PassthroughUpload, Proxy::Nginx, None, None),
 ];
 
 impl Limit {
@@ -80,8 +119,9 @@ impl Limit {
     #[must_use]
     pub fn measured(&self, results: &Results) -> Option<Spread> {
         match self.against {
-            Some(peer) => results.ratio(self.metric, peer),
-            None => results.figure(self.metric, Proxy::Streamgate),
+            Against::Peer(peer) => results.ratio(self.metric, peer),
+            Against::Own(other) => results.own_ratio(self.metric, other),
+            Against::Nothing => results.figure(self.metric, Proxy::Streamgate),
         }
     }
 
@@ -117,8 +157,10 @@ mod tests {
 
     #[track_caller]
     fn check(metric: Metric, peer: Proxy, value: f64, verdict: Verdict) {
-        let limit =
-            LIMITS.iter().find(|limit| limit.metric == metric && limit.against == Some(peer)).unwrap();
+        let limit = LIMITS
+            .iter()
+            .find(|limit| limit.metric == metric && limit.against == Against::Peer(peer))
+            .unwrap();
         assert_eq!(limit.verdict(value), verdict, "{limit:?} with {value}");
     }
 

@@ -21,11 +21,28 @@ pub enum Work {
     Datagrams,
     /// Datagrams one way, many handed to the kernel at once.
     Segments,
+    /// TLS connections are held.
+    TlsIdle,
+    /// TLS connections that come and go, each with a full handshake.
+    TlsHandshakes,
+    /// The same, each resuming the one before.
+    TlsResumed,
+    /// As many bytes as can be from the upstream, over one TLS connection.
+    TlsBulkOne,
+    /// The same over eight.
+    TlsBulkEight,
+    /// As many bytes as can be to the upstream, over one TLS connection.
+    TlsUploadOne,
+    /// The same over eight.
+    TlsUploadEight,
+    /// As many bytes as can be through a listen that reads the ClientHello and no more, and through a
+    /// plain one.
+    Passthrough,
 }
 
 /// In the order they are done, each with its name: memory is measured on proxies that have done
-/// nothing yet.
-const WORKS: [(Work, &str); 9] = [
+/// nothing yet. Those of TLS have processes of their own.
+const WORKS: [(Work, &str); 17] = [
     (Work::Idle, "idle"),
     (Work::Connections, "connections"),
     (Work::Requests, "requests"),
@@ -35,6 +52,14 @@ const WORKS: [(Work, &str); 9] = [
     (Work::FirstBytes, "first-bytes"),
     (Work::Datagrams, "datagrams"),
     (Work::Segments, "segments"),
+    (Work::TlsIdle, "tls-idle"),
+    (Work::TlsHandshakes, "tls-handshake"),
+    (Work::TlsResumed, "tls-resumed"),
+    (Work::TlsBulkOne, "tls-bulk-1"),
+    (Work::TlsBulkEight, "tls-bulk-8"),
+    (Work::TlsUploadOne, "tls-upload-1"),
+    (Work::TlsUploadEight, "tls-upload-8"),
+    (Work::Passthrough, "passthrough"),
 ];
 
 impl Work {
@@ -59,13 +84,19 @@ impl Work {
     /// have done nothing yet, once.
     #[must_use]
     pub fn turns(self, turns: usize) -> usize {
-        if self == Self::Idle { 1 } else { turns }
+        if matches!(self, Self::Idle | Self::TlsIdle) { 1 } else { turns }
     }
 
     /// Reports whether only a proxy that forwards datagrams can do it.
     #[must_use]
     pub fn is_of_datagrams(self) -> bool {
         matches!(self, Self::Datagrams | Self::Segments)
+    }
+
+    /// Reports whether it is done by proxies that are set up for TLS.
+    #[must_use]
+    pub fn is_of_tls(self) -> bool {
+        self as usize >= Self::TlsIdle as usize
     }
 }
 
@@ -106,10 +137,32 @@ pub enum Metric {
     Segment,
     /// How many of them arrive.
     SegmentRate,
+    /// Resident memory of an idle TLS connection.
+    TlsIdleMemory,
+    /// CPU time for a TLS connection: connect, full handshake, a byte each way, close.
+    TlsHandshake,
+    /// The same with a handshake that resumes.
+    TlsResumed,
+    /// CPU time for a gigabyte from the upstream over one TLS connection.
+    TlsBulkOne,
+    /// The same over eight at once.
+    TlsBulkEight,
+    /// CPU time for a gigabyte to the upstream over one TLS connection.
+    TlsUploadOne,
+    /// The same over eight at once.
+    TlsUploadEight,
+    /// CPU time for a gigabyte from the upstream through a plain listen of the same proxy.
+    PlainBulk,
+    /// The same through a listen that passes TLS on.
+    PassthroughBulk,
+    /// CPU time for a gigabyte to the upstream through a plain listen of the same proxy.
+    PlainUpload,
+    /// The same through a listen that passes TLS on.
+    PassthroughUpload,
 }
 
 /// Each with its name in the results, what it is, and its unit.
-const METRICS: [(Metric, &str, &str, &str); 17] = [
+const METRICS: [(Metric, &str, &str, &str); 28] = [
     (Metric::BulkOne, "bulk_1_cpu", "bulk, 1 connection: CPU for a gigabyte", "s"),
     (Metric::BulkEight, "bulk_8_cpu", "bulk, 8 connections: CPU for a gigabyte", "s"),
     (Metric::Connection, "connection_cpu", "connect, 1 byte each way, close: CPU", "us"),
@@ -132,6 +185,17 @@ const METRICS: [(Metric, &str, &str, &str); 17] = [
         "UDP, 1,200 bytes one way, GSO sender: datagrams that arrive",
         "1/s",
     ),
+    (Metric::TlsIdleMemory, "tls_idle_memory", "TLS, idle connection: resident memory", "B"),
+    (Metric::TlsHandshake, "tls_handshake_cpu", "TLS, full handshake, 1 byte each way, close: CPU", "us"),
+    (Metric::TlsResumed, "tls_resumed_cpu", "TLS, resumed, 1 byte each way, close: CPU", "us"),
+    (Metric::TlsBulkOne, "tls_bulk_1_cpu", "TLS, bulk, 1 connection: CPU for a gigabyte", "s"),
+    (Metric::TlsBulkEight, "tls_bulk_8_cpu", "TLS, bulk, 8 connections: CPU for a gigabyte", "s"),
+    (Metric::TlsUploadOne, "tls_upload_1_cpu", "TLS, upload, 1 connection: CPU for a gigabyte", "s"),
+    (Metric::TlsUploadEight, "tls_upload_8_cpu", "TLS, upload, 8 connections: CPU for a gigabyte", "s"),
+    (Metric::PlainBulk, "plain_bulk_cpu", "beside TLS, plain bulk: CPU for a gigabyte", "s"),
+    (Metric::PassthroughBulk, "passthrough_bulk_cpu", "TLS passed on, bulk: CPU for a gigabyte", "s"),
+    (Metric::PlainUpload, "plain_upload_cpu", "beside TLS, plain upload: CPU for a gigabyte", "s"),
+    (Metric::PassthroughUpload, "passthrough_upload_cpu", "TLS passed on, upload: CPU for a gigabyte", "s"),
 ];
 
 impl Metric {
@@ -177,6 +241,16 @@ impl Metric {
             Self::IdleMemory | Self::IdleCpu | Self::Churn | Self::ChurnRate => Work::Idle,
             Self::Datagram | Self::DatagramRate => Work::Datagrams,
             Self::Segment | Self::SegmentRate => Work::Segments,
+            Self::TlsIdleMemory => Work::TlsIdle,
+            Self::TlsHandshake => Work::TlsHandshakes,
+            Self::TlsResumed => Work::TlsResumed,
+            Self::TlsBulkOne => Work::TlsBulkOne,
+            Self::TlsBulkEight => Work::TlsBulkEight,
+            Self::TlsUploadOne => Work::TlsUploadOne,
+            Self::TlsUploadEight => Work::TlsUploadEight,
+            Self::PlainBulk | Self::PassthroughBulk | Self::PlainUpload | Self::PassthroughUpload => {
+                Work::Passthrough
+            }
         }
     }
 

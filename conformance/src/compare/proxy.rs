@@ -1,24 +1,26 @@
-//! The proxies: where their programs are, how they are set up and started.
+//! The proxies: where their programs are, what they can do, how they are started.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use self::config::set_up;
 use super::client;
-use super::upstream::{DATAGRAMS, ECHO, SINK, SOURCE, Upstream};
+use super::metric::Work;
+use super::tls::client::Clients;
+use super::upstream::{DATAGRAMS, ECHO, Upstream};
 use super::usage::Tree;
+use crate::certificate::Certificate;
 use crate::process::{Process, find, until};
-use crate::routes::other_route;
+
+pub(super) mod config;
 
 /// How long a proxy may take until it forwards.
 const START: Duration = Duration::from_secs(20);
-/// Routes that streamgate has beside those in use.
-const OTHER_ROUTES: usize = 1_000;
 /// Where Debian puts the stream module, which is a package of its own.
 const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 /// The first of the users that unprivileged proxies run as: one each, for the kernel limits the pages
@@ -70,9 +72,17 @@ impl Proxy {
         Self::all().find(|proxy| proxy.name() == name)
     }
 
-    /// Reports whether it forwards datagrams.
+    /// Reports whether it is given this to do.
     #[must_use]
-    pub fn forwards_datagrams(self) -> bool {
+    pub fn does(self, work: Work) -> bool {
+        if work.is_of_tls() {
+            matches!(self, Self::Streamgate | Self::Nginx)
+        } else {
+            !work.is_of_datagrams() || self.forwards_datagrams()
+        }
+    }
+
+    fn forwards_datagrams(self) -> bool {
         !matches!(self, Self::Haproxy | Self::HaproxySplice)
     }
 
@@ -86,19 +96,22 @@ impl Proxy {
         }
     }
 
-    /// The name and the version of its program, as the program tells it.
+    /// The name and the version of its program, as the program tells it, with those of its TLS library where it is
+    /// a peer that is measured with TLS.
     pub fn version(self, gateway: &Path) -> io::Result<String> {
         let program = self.program(gateway).ok_or(io::ErrorKind::NotFound)?;
         let argument = match self {
             Self::Streamgate => "version",
             Self::Envoy => "--version",
-            _ => "-v",
+            Self::Nginx | Self::NginxLargeBuffer => "-V",
+            Self::Haproxy | Self::HaproxySplice => "-v",
         };
         let output = Command::new(program).arg(argument).output()?;
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);
         let version = version_in(&said).ok_or_else(|| io::Error::other(format!("no version in {said:?}")))?;
-        Ok(format!("{} {version}", PROXIES[self as usize].2))
+        let library = library_in(&said).map(|version| format!(" with OpenSSL {version}")).unwrap_or_default();
+        Ok(format!("{} {version}{library}", PROXIES[self as usize].2))
     }
 }
 
@@ -106,6 +119,39 @@ impl Proxy {
 fn version_in(said: &str) -> Option<&str> {
     said.split(|c: char| c == '/' || c.is_whitespace())
         .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
+}
+
+/// The version of OpenSSL that a program runs with: nginx names it last, after the one it was built with where
+/// that is another.
+fn library_in(said: &str) -> Option<&str> {
+    said.rsplit_once("OpenSSL ")?.1.split_whitespace().next()
+}
+
+/// What proxies are set up for. Each stage has processes of its own.
+#[derive(Clone, Copy, Debug)]
+pub enum Stage<'a> {
+    /// TCP and UDP as they are.
+    Plain,
+    /// TLS that ends at the proxy, with this certificate, and TLS that is passed on.
+    Tls(&'a Certificate),
+}
+
+impl Stage<'_> {
+    /// Reports whether this is where a work is done.
+    #[must_use]
+    pub fn has(self, work: Work) -> bool {
+        work.is_of_tls() == matches!(self, Self::Tls(_))
+    }
+
+    fn name(self) -> &'static str {
+        if matches!(self, Self::Plain) { "plain" } else { "tls" }
+    }
+
+    /// The networks of the proxies and of their upstreams: what one stage leaves behind is not in the
+    /// way of another.
+    fn networks(self) -> [u8; 2] {
+        if matches!(self, Self::Plain) { [2, 1] } else { [4, 3] }
+    }
 }
 
 /// What proxies are started with.
@@ -134,13 +180,13 @@ pub struct Running {
 
 impl Running {
     /// Starts it with an upstream of its own, and waits until it forwards.
-    pub fn start(proxy: Proxy, setting: &Setting) -> io::Result<Self> {
+    pub fn start(proxy: Proxy, stage: Stage, setting: &Setting) -> io::Result<Self> {
         let number = proxy as u8 + 1;
-        let (ip, upstream) = (Ipv4Addr::new(127, 0, 2, number), Ipv4Addr::new(127, 0, 1, number));
+        let [ip, upstream] = stage.networks().map(|network| Ipv4Addr::new(127, 0, network, number));
         let upstream = Upstream::start(upstream)?;
-        let folder = setting.folder.join(format!("{number}"));
+        let folder = setting.folder.join(stage.name()).join(format!("{number}"));
         fs::create_dir_all(&folder)?;
-        let arguments = set_up(proxy, &folder, ip, &upstream)?;
+        let arguments = set_up(proxy, stage, &folder, [ip, upstream.ip])?;
         let program = proxy.program(setting.gateway).ok_or(io::ErrorKind::NotFound)?;
         let mut command = Command::new("taskset");
         command.args(["--cpu-list", &setting.core.to_string()]);
@@ -154,7 +200,7 @@ impl Running {
         let log = folder.join("log");
         let process = Process::start(&mut command, &log)?;
         let mut running = Self { proxy, upstream, ip, process };
-        running.wait_ready().map_err(|error| {
+        running.wait_ready(stage).map_err(|error| {
             let log = fs::read_to_string(&log).unwrap_or_default();
             io::Error::other(format!("{} does not forward: {error}\n{log}", proxy.name()))
         })?;
@@ -173,19 +219,23 @@ impl Running {
         Tree::new(self.process.id())
     }
 
-    fn wait_ready(&mut self) -> io::Result<()> {
+    fn wait_ready(&mut self, stage: Stage) -> io::Result<()> {
+        let address = self.at(ECHO);
         until(START, || {
-            if self.process.is_running() {
-                client::hold(self.at(ECHO), 1).map(drop)
-            } else {
+            if !self.process.is_running() {
                 // Nothing to wait for: the caller tells what it said.
-                Ok(())
+                return Ok(());
             }
+            let held = match stage {
+                Stage::Plain => client::hold(address, 1),
+                Stage::Tls(certificate) => Clients::of(certificate)?.hold(address, 1),
+            };
+            held.map(drop)
         })?;
         if !self.process.is_running() {
             return Err(io::Error::other("it has ended"));
         }
-        if self.proxy.forwards_datagrams() {
+        if matches!(stage, Stage::Plain) && self.proxy.forwards_datagrams() {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
             socket.set_read_timeout(Some(Duration::from_millis(100)))?;
             socket.connect(self.at(DATAGRAMS))?;
@@ -196,63 +246,6 @@ impl Running {
         }
         Ok(())
     }
-}
-
-/// Writes the configuration; the arguments of the program, the file last.
-fn set_up(proxy: Proxy, folder: &Path, ip: Ipv4Addr, upstream: &Upstream) -> io::Result<Vec<String>> {
-    let (template, values): (&str, &[(&str, &str)]) = match proxy {
-        Proxy::Streamgate => (include_str!("../../../benches/peers/streamgate.yaml"), &[]),
-        Proxy::Nginx => (NGINX, &[("@BUFFER@", "")]),
-        Proxy::NginxLargeBuffer => (NGINX, &[("@BUFFER@", "proxy_buffer_size 64k;")]),
-        Proxy::Haproxy => (HAPROXY, &[("@PIPES@", ""), ("@SPLICE@", "")]),
-        Proxy::HaproxySplice => (HAPROXY, SPLICE),
-        Proxy::Envoy => (include_str!("../../../benches/peers/envoy.yaml"), &[]),
-    };
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    let mut text = template
-        .replace("@LISTEN@", &ip.to_string())
-        .replace("@UPSTREAM@", &upstream.ip.to_string())
-        .replace("@FOLDER@", &folder.to_string_lossy())
-        .replace("@FILES@", &files.to_string());
-    for (name, value) in values {
-        text = text.replace(name, value);
-    }
-    // Envoy reads YAML only from a file of that ending.
-    let file = folder.join("config.yaml");
-    fs::write(&file, text)?;
-    fs::write(folder.join("apisix.yaml"), objects(upstream.ip))?;
-    let words = match proxy {
-        Proxy::Streamgate => "run -c",
-        Proxy::Nginx | Proxy::NginxLargeBuffer => "-e stderr -c",
-        Proxy::Haproxy | Proxy::HaproxySplice => "-db -f",
-        Proxy::Envoy => "--concurrency 1 --disable-hot-restart --log-level error -c",
-    };
-    Ok(words.split(' ').map(str::to_owned).chain([file.to_string_lossy().into_owned()]).collect())
-}
-
-const NGINX: &str = include_str!("../../../benches/peers/nginx.conf");
-const HAPROXY: &str = include_str!("../../../benches/peers/haproxy.cfg");
-const SPLICE: &[(&str, &str)] =
-    &[("@PIPES@", "maxpipes 200"), ("@SPLICE@", "option splice-request\n  option splice-response")];
-
-/// Streamgate's `apisix.yaml`: the routes in use among many others.
-fn objects(upstream: Ipv4Addr) -> String {
-    let mut text = String::from("stream_routes:\n");
-    for port in [ECHO, SOURCE, DATAGRAMS, SINK] {
-        let node = SocketAddr::from((IpAddr::from(upstream), port));
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            r#"  - {{"id": "in-use-{port}", "server_port": {port}, "plugins": {{"prometheus": {{}}}}, "upstream": {{"type": "roundrobin", "timeout": {{"connect": 5, "send": 600, "read": 600}}, "nodes": {{"{node}": 1}}}}}}"#
-        );
-    }
-    for (key, value) in (0..OTHER_ROUTES).map(other_route) {
-        let id = key.rsplit('/').next().unwrap_or_default();
-        let fields = value.trim_start_matches('{');
-        let _ = writeln!(text, r#"  - {{"id": "{id}", {fields}"#);
-    }
-    text.push_str("#END\n");
-    text
 }
 
 #[cfg(test)]
@@ -276,20 +269,12 @@ mod tests {
         assert_eq!(version_in("\nenvoy  version: 9e5/1.40.0/Clean/RELEASE\n"), Some("1.40.0"));
         assert_eq!(version_in("streamgate 0.1.0\n"), Some("0.1.0"));
         assert_eq!(version_in("no such option"), None);
-    }
-
-    #[test]
-    fn templates_are_filled_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let upstream = Upstream::start(Ipv4Addr::new(127, 71, 0, 2)).unwrap();
-        for proxy in Proxy::all() {
-            let arguments = set_up(proxy, folder.path(), Ipv4Addr::new(127, 71, 0, 3), &upstream).unwrap();
-            let text = fs::read_to_string(arguments.last().unwrap()).unwrap();
-            assert!(text.contains("127.71.0.3"), "{text}");
-            assert!(!text.contains('@') || proxy == Proxy::Envoy, "{text}");
-            assert!(!text.contains("@LISTEN@") && !text.contains("@UPSTREAM@"), "{text}");
-        }
-        let routes = objects(upstream.ip);
-        assert_eq!(routes.matches("\"id\"").count(), OTHER_ROUTES + 4);
+        assert_eq!(library_in(haproxy), None);
+        let built = "nginx version: nginx/1.22.1\nbuilt with OpenSSL 3.0.22 25 Aug 2026";
+        assert_eq!(library_in(built), Some("3.0.22"));
+        assert_eq!(
+            library_in(&format!("{built} (running with OpenSSL 3.0.19 27 Jan 2026)\n")),
+            Some("3.0.19")
+        );
     }
 }

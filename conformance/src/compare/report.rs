@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::limit::Limit;
+use super::limit::{Against, Limit};
 use super::metric::Metric;
 use super::plan::Plan;
 use super::proxy::Proxy;
@@ -57,7 +57,7 @@ impl Report {
             .map(|(limit, spread, verdict)| {
                 json!({
                     "figure": limit.metric.id(),
-                    "against": limit.against.map(Proxy::name),
+                    "against": limit.against.name(),
                     "median": spread.median, "least": spread.least, "most": spread.most,
                     "required": limit.required, "stretch": limit.stretch,
                     "verdict": verdict.word(),
@@ -92,7 +92,9 @@ impl Report {
             let _ = write!(text, " {} |", proxy.name());
         }
         let _ = writeln!(text, "\n|---|{}", "---:|".repeat(proxies.len()));
-        for metric in Metric::all() {
+        let measured =
+            |metric: &Metric| proxies.iter().any(|proxy| !self.results.samples(*metric, *proxy).is_empty());
+        for metric in Metric::all().filter(measured) {
             let _ = write!(text, "| {}, {} |", metric.what(), metric.unit());
             for proxy in &proxies {
                 let median = self.results.figure(metric, *proxy).map(|spread| short(spread.median));
@@ -112,7 +114,7 @@ impl Report {
                 text,
                 "| {} | {} | {} | {} to {} | {} | {} | {} |",
                 metric.what(),
-                against.map_or("itself", Proxy::name),
+                reference(against),
                 short(spread.median),
                 short(spread.least),
                 short(spread.most),
@@ -121,6 +123,15 @@ impl Report {
                 verdict.word(),
             );
         }
+    }
+}
+
+/// What a limit is held against, for a reader.
+fn reference(against: Against) -> &'static str {
+    match against {
+        Against::Peer(proxy) => proxy.name(),
+        Against::Own(metric) => metric.what(),
+        Against::Nothing => "itself",
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::limit::{LIMITS, Limit, Verdict};
-use super::metric::{Metric, Work};
+use super::metric::Metric;
 use super::plan::Plan;
 use super::proxy::Proxy;
 use super::round::Sample;
@@ -53,8 +53,13 @@ impl Results {
     /// Streamgate's figure through the peer's of the same round, over the rounds.
     #[must_use]
     pub fn ratio(&self, metric: Metric, peer: Proxy) -> Option<Spread> {
-        let pairs = self.samples(metric, Proxy::Streamgate).iter().zip(self.samples(metric, peer));
-        spread(pairs.map(|(own, other)| own / other).collect())
+        ratio(self.samples(metric, Proxy::Streamgate), self.samples(metric, peer))
+    }
+
+    /// One figure of streamgate through another of the same turn, over all turns.
+    #[must_use]
+    pub fn own_ratio(&self, metric: Metric, other: Metric) -> Option<Spread> {
+        ratio(self.samples(metric, Proxy::Streamgate), self.samples(other, Proxy::Streamgate))
     }
 
     /// The limits that were measured, each with what was measured and how it stands.
@@ -72,8 +77,7 @@ impl Results {
     pub fn gaps(&self, plan: &Plan) -> Vec<String> {
         let mut gaps = Vec::new();
         for proxy in &plan.proxies {
-            let able = |work: Work| !work.is_of_datagrams() || proxy.forwards_datagrams();
-            let wanted = |metric: &Metric| plan.works.contains(&metric.work()) && able(metric.work());
+            let wanted = |metric: &Metric| plan.works.contains(&metric.work()) && proxy.does(metric.work());
             for metric in Metric::all().filter(wanted) {
                 let samples = self.samples(metric, *proxy);
                 // An idle process may use no CPU time at all.
@@ -89,6 +93,10 @@ impl Results {
     }
 }
 
+fn ratio(own: &[f64], other: &[f64]) -> Option<Spread> {
+    spread(own.iter().zip(other).map(|(own, other)| own / other).collect())
+}
+
 fn spread(samples: Vec<f64>) -> Option<Spread> {
     if samples.is_empty() {
         return None;
@@ -101,6 +109,7 @@ fn spread(samples: Vec<f64>) -> Option<Spread> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::metric::Work;
 
     fn results(samples: &[(Metric, Proxy, f64)]) -> Results {
         let mut results = Results::default();
@@ -123,6 +132,18 @@ mod tests {
     }
 
     #[test]
+    fn figures_of_streamgate_have_ratios_too() {
+        let full = [4.0, 5.0].map(|value| (Metric::TlsHandshake, Proxy::Streamgate, value));
+        let resumed = [3.0, 2.5].map(|value| (Metric::TlsResumed, Proxy::Streamgate, value));
+        let peer = [(Metric::TlsHandshake, Proxy::Nginx, 1.0)];
+        let results = results(&[&full[..], &resumed, &peer].concat());
+        let ratio = results.own_ratio(Metric::TlsResumed, Metric::TlsHandshake).unwrap();
+        assert_eq!(ratio, Spread { median: 0.5, least: 0.5, most: 0.75 });
+        let verdicts: Vec<Verdict> = results.judged().into_iter().map(|(.., verdict)| verdict).collect();
+        assert_eq!(verdicts, [Verdict::Missed, Verdict::Met]);
+    }
+
+    #[test]
     fn what_is_missing_or_nothing_is_a_gap() {
         let all: Vec<_> = Metric::all().map(|metric| (metric, Proxy::Nginx, 1.0)).collect();
         let works: Vec<Work> = Work::all().collect();
@@ -130,10 +151,12 @@ mod tests {
             let (proxies, works) = (proxies.to_vec(), works.to_vec());
             results.gaps(&Plan { proxies, works, rounds: 1, turns, ..Plan::default() }).len()
         };
-        let (whole, idle) = (results(&all), 4);
+        // Figures that are measured once a round, and those that HAProxy does not take part in.
+        let (whole, idle, idle_tls, datagrams, tls) = (results(&all), 4, 1, 4, 11);
         assert_eq!(count(&whole, &[Proxy::Nginx], &works, 1), 0);
-        assert_eq!(count(&whole, &[Proxy::Nginx], &works, 2), all.len() - idle);
-        assert_eq!(count(&whole, &[Proxy::Nginx, Proxy::Haproxy], &works, 1), all.len() - 4);
+        assert_eq!(count(&whole, &[Proxy::Nginx], &works, 2), all.len() - idle - idle_tls);
+        let both = [Proxy::Nginx, Proxy::Haproxy];
+        assert_eq!(count(&whole, &both, &works, 1), all.len() - datagrams - tls);
         assert_eq!(count(&whole, &[Proxy::Haproxy], &[Work::Idle], 1), idle);
         let zero = |metric: Metric| {
             let others = all.iter().copied().filter(|(of, ..)| *of != metric);

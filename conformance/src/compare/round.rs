@@ -1,6 +1,8 @@
-//! One round: every work on every proxy in turn, inside a network namespace of its own.
+//! One round: every work on every proxy in turn, inside a network namespace of its own. First all that is
+//! of plain TCP and UDP, then, with other processes, what is of TLS.
 
 use std::io;
+use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -8,8 +10,10 @@ use super::client::{self, Progress};
 use super::datagram::{self, SEGMENT};
 use super::metric::{Metric, Work};
 use super::plan::Plan;
-use super::proxy::{Proxy, Running, Setting};
+use super::proxy::{Proxy, Running, Setting, Stage};
+use super::tls;
 use super::upstream::{DATAGRAMS, ECHO, SINK, SOURCE};
+use crate::certificate::Certificate;
 use crate::figures::Figure;
 use crate::process::until;
 
@@ -36,7 +40,7 @@ pub struct Sample {
     pub value: f64,
 }
 
-type Values = Vec<(Metric, f64)>;
+pub(super) type Values = Vec<(Metric, f64)>;
 
 /// Starts the proxies and gives them each work in turn; every value goes to `heard` at once, and where
 /// nobody hears it the round is over.
@@ -45,13 +49,33 @@ pub fn run(
     setting: &Setting,
     mut heard: impl FnMut(Sample) -> io::Result<()>,
 ) -> io::Result<()> {
-    let start = |proxy: &Proxy| Running::start(*proxy, setting);
-    let mut running = plan.proxies.iter().map(start).collect::<io::Result<Vec<_>>>()?;
+    let certificate = Certificate::ecdsa(tls::NAME)?;
+    for stage in [Stage::Plain, Stage::Tls(&certificate)] {
+        let works = plan.works.iter().copied().filter(|work| stage.has(*work)).collect();
+        let plan = Plan { works, ..plan.clone() };
+        act(&plan, stage, setting, &mut heard)?;
+    }
+    Ok(())
+}
+
+/// The works of one stage.
+fn act(
+    plan: &Plan,
+    stage: Stage,
+    setting: &Setting,
+    heard: &mut impl FnMut(Sample) -> io::Result<()>,
+) -> io::Result<()> {
+    let wanted = |proxy: &&Proxy| plan.works.iter().any(|work| proxy.does(*work));
+    let start = |proxy: &Proxy| Running::start(*proxy, stage, setting);
+    let mut running = plan.proxies.iter().filter(wanted).map(start).collect::<io::Result<Vec<_>>>()?;
     let turns = |work: &Work| vec![*work; work.turns(plan.turns)];
     for work in plan.works.iter().flat_map(turns) {
-        let able = |proxy: &&Running| !work.is_of_datagrams() || proxy.proxy.forwards_datagrams();
-        for proxy in running.iter().filter(able) {
-            let values = does(proxy, work, plan).map_err(|error| {
+        for proxy in running.iter().filter(|running| running.proxy.does(work)) {
+            let done = match stage {
+                Stage::Plain => does(proxy, work, plan),
+                Stage::Tls(certificate) => tls::does(proxy, work, plan, certificate),
+            };
+            let values = done.map_err(|error| {
                 io::Error::other(format!("{}, {}: {error}", proxy.proxy.name(), work.name()))
             })?;
             for (metric, value) in values {
@@ -84,11 +108,12 @@ fn does(proxy: &Running, work: Work, plan: &Plan) -> io::Result<Values> {
             Ok(vec![measured.cpu(Metric::Datagram), measured.rate(Metric::DatagramRate)])
         }
         Work::Segments => segments(proxy, plan),
+        of_tls => Err(io::Error::other(format!("{} is not of plain TCP or UDP", of_tls.name()))),
     }
 }
 
 /// What a proxy did in a while.
-struct Measured {
+pub(super) struct Measured {
     units: f64,
     seconds: f64,
     cpu_seconds: f64,
@@ -96,8 +121,13 @@ struct Measured {
 
 impl Measured {
     /// Microseconds of CPU time for a unit.
-    fn cpu(&self, metric: Metric) -> (Metric, f64) {
+    pub(super) fn cpu(&self, metric: Metric) -> (Metric, f64) {
         (metric, self.cpu_seconds / self.units * 1e6)
+    }
+
+    /// Seconds of CPU time for a gigabyte, where a unit is a byte.
+    pub(super) fn gigabyte(&self, metric: Metric) -> (Metric, f64) {
+        (metric, self.cpu_seconds / self.units * 1e9)
     }
 
     /// Units a second.
@@ -118,7 +148,7 @@ fn measured(
 }
 
 /// Measures a proxy while `load` runs on a thread of its own.
-fn measure(
+pub(super) fn measure(
     proxy: &Running,
     plan: &Plan,
     progress: &Progress,
@@ -154,8 +184,7 @@ fn measure(
 fn bulk(proxy: &Running, plan: &Plan, connections: usize, metric: Metric) -> io::Result<Values> {
     let progress = Progress::default();
     let load = || client::bulk(proxy.at(SOURCE), connections, &progress);
-    let measured = measure(proxy, plan, &progress, load, || progress.done())?;
-    Ok(vec![(metric, measured.cpu_seconds / measured.units * 1e9)])
+    Ok(vec![measure(proxy, plan, &progress, load, || progress.done())?.gigabyte(metric)])
 }
 
 fn first_bytes(proxy: &Running, plan: &Plan) -> io::Result<Values> {
@@ -174,21 +203,9 @@ fn segments(proxy: &Running, plan: &Plan) -> io::Result<Values> {
 }
 
 /// Memory and CPU time of idle connections, and the cost of a connection beside them.
-///
-/// Some connections come and go, some stay: pools and arenas are there then. The memory is the growth
-/// by the connections after those.
 fn idle(proxy: &Running, plan: &Plan) -> io::Result<Values> {
-    let (tree, address) = (proxy.tree(), proxy.at(ECHO));
-    let first = plan.idle / FIRST;
-    let descriptors = tree.descriptors()?;
-    drop(client::hold(address, first)?);
-    closed(proxy, descriptors)?;
-    let held = client::hold(address, first)?;
-    let before = tree.resident_bytes()?;
-    let more = client::hold(address, plan.idle - first)?;
-    let after = tree.resident_bytes()?;
-    #[expect(clippy::cast_precision_loss, reason = "some thousands")]
-    let memory = (after - before) / more.len() as f64;
+    let tree = proxy.tree();
+    let held = hold(proxy, plan, |count| client::hold(proxy.at(ECHO), count))?;
 
     let (begun, cpu) = (SystemTime::now(), tree.cpu_seconds()?);
     thread::sleep(Duration::from_secs_f64(plan.seconds));
@@ -196,10 +213,49 @@ fn idle(proxy: &Running, plan: &Plan) -> io::Result<Values> {
     let idle_cpu = cpu / begun.elapsed().map_err(io::Error::other)?.as_secs_f64() * 1e3;
 
     let churn = measured(proxy, plan, client::connections, ECHO)?;
-    drop((held, more));
-    closed(proxy, descriptors)?;
+    let memory = held.end(proxy)?;
     let values = [(Metric::IdleMemory, memory), (Metric::IdleCpu, idle_cpu)];
     Ok([values, [churn.cpu(Metric::Churn), churn.rate(Metric::ChurnRate)]].concat())
+}
+
+/// Connections that are held.
+pub(super) struct Held {
+    connections: Vec<TcpStream>,
+    memory: f64,
+    descriptors: usize,
+}
+
+/// Holds the idle connections of a plan with the memory of one of them.
+///
+/// Some connections come and go, some stay: pools and arenas are there then. The memory is the growth
+/// by the connections after those.
+pub(super) fn hold(
+    proxy: &Running,
+    plan: &Plan,
+    open: impl Fn(usize) -> io::Result<Vec<TcpStream>>,
+) -> io::Result<Held> {
+    let tree = proxy.tree();
+    let first = plan.idle / FIRST;
+    let descriptors = tree.descriptors()?;
+    drop(open(first)?);
+    closed(proxy, descriptors)?;
+    let mut connections = open(first)?;
+    let before = tree.resident_bytes()?;
+    let more = open(plan.idle - first)?;
+    let after = tree.resident_bytes()?;
+    #[expect(clippy::cast_precision_loss, reason = "some thousands")]
+    let memory = (after - before) / more.len() as f64;
+    connections.extend(more);
+    Ok(Held { connections, memory, descriptors })
+}
+
+impl Held {
+    /// Closes them; the resident memory of one, in bytes.
+    pub(super) fn end(self, proxy: &Running) -> io::Result<f64> {
+        drop(self.connections);
+        closed(proxy, self.descriptors)?;
+        Ok(self.memory)
+    }
 }
 
 /// Waits until the proxy has closed what its clients closed.
