@@ -1,5 +1,5 @@
-//! `instructions GATEWAY BOUNDS [--update]`: user-space instructions of a worker for each connection,
-//! each request on an open one and each datagram, counted by callgrind and held against BOUNDS.
+//! `instructions GATEWAY BOUNDS [--update]`: user-space instructions of a worker for each connection, request,
+//! datagram, megabyte and TLS handshake, counted by callgrind and held against BOUNDS.
 //!
 //! Instructions say nothing of the kernel's part, which is the larger one, but noise cannot move
 //! them: what was added shows. The gateway runs under valgrind with one worker, once for each kind
@@ -11,24 +11,28 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::path::Path;
+use std::iter;
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::thread::sleep;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread::{self, sleep};
 use std::time::Duration;
 
+use serde_json::json;
+use streamgate_conformance::certificate::Certificate;
+use streamgate_conformance::compare::tls::{self, client::Clients};
 use streamgate_conformance::echo;
 use streamgate_conformance::gateway::{LIMIT, connect};
 use streamgate_conformance::process::{Process, find, free_port, until};
-use streamgate_conformance::verdict::conclude;
+use streamgate_conformance::verdict::{conclude, say};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 const USAGE: &str = "usage: instructions GATEWAY BOUNDS [--update]";
 /// Valgrind starts a program slowly.
 const START: Duration = Duration::from_mins(1);
-/// Work done in every run, so that nothing is counted that happens only at first.
-const WARM_UP: u32 = 100;
 /// Bytes of a request and of a datagram.
 const MESSAGE: usize = 64;
 /// What the echo puts before its answer: its name, which is empty, and a colon.
@@ -37,14 +41,59 @@ const PREFIX: usize = 1;
 const RUNS: u32 = 3;
 /// By how much new bounds are above what was measured, in percent.
 const ROOM: u64 = 10;
-/// The kinds of work, by the names that their bounds have, and how much of each.
-const KINDS: [(&str, Work, u32); 3] =
-    [("connection", connections, 1000), ("request", requests, 2000), ("datagram", datagrams, 2000)];
 /// Between two steps of a client. Events that happen together cost one turn of the worker's loop, others
 /// one each: with a pause each has its own, whatever else the machine does.
 const PAUSE: Duration = Duration::from_millis(1);
 
-type Work = fn(SocketAddr, u32) -> io::Result<()>;
+/// A kind of work.
+#[derive(Clone, Copy)]
+struct Kind {
+    /// What one of it is; the name that its bound has.
+    name: &'static str,
+    work: fn(&Stage, u32) -> io::Result<()>,
+    /// How much of it is counted.
+    amount: u32,
+    /// How much of it is done in every run, so that nothing is counted that happens only at first.
+    warm_up: u32,
+    bound: Bound,
+    /// It needs listens for TLS.
+    tls: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Bound {
+    /// As recorded.
+    Recorded,
+    /// At most so many percent above another figure of this run.
+    Beside(&'static str, u64),
+}
+
+const KINDS: [Kind; 6] = [
+    kind("connection", connections, 1000, 100),
+    kind("request", requests, 2000, 100),
+    kind("datagram", datagrams, 2000, 100),
+    kind("megabyte", megabytes, MEGABYTES, 8),
+    Kind {
+        bound: Bound::Beside("megabyte", 3),
+        tls: true,
+        ..kind("megabyte-passed-on", megabytes_passed_on, MEGABYTES, 8)
+    },
+    Kind { tls: true, ..kind("tls-handshake", handshakes, 200, 20) },
+];
+/// Enough of them that what a connection costs does not count.
+const MEGABYTES: u32 = 64;
+/// Bytes that are under way at a time in bulk: what a worker moves in one turn of its loop, so that the number
+/// of turns does not depend on who is faster. It fits the window that a connection begins with.
+const CHUNK: usize = 64 * 1024;
+
+const fn kind(
+    name: &'static str,
+    work: fn(&Stage, u32) -> io::Result<()>,
+    amount: u32,
+    warm_up: u32,
+) -> Kind {
+    Kind { name, work, amount, warm_up, bound: Bound::Recorded, tls: false }
+}
 
 fn main() -> ExitCode {
     conclude(run(&std::env::args().skip(1).collect::<Vec<_>>()))
@@ -60,31 +109,30 @@ fn run(arguments: &[String]) -> Outcome<bool> {
     if find("valgrind").is_none() {
         return Err("valgrind is not installed; scripts/deps.sh installs it".into());
     }
+    let mut bench = Bench { gateway: Path::new(gateway), without_tls: None, idle: 0 };
+    bench.without_tls = tls::unbuilt(bench.gateway)?;
+    if let Some(why) = &bench.without_tls {
+        say(format_args!("what needs TLS is left out: {why}"));
+    }
+    bench.idle = bench.count(None)?;
     let text = if update { String::new() } else { read(bounds)? };
-    let idle = count(gateway, &[])?;
     let (mut held, mut figures) = (true, Vec::new());
-    for kind in KINDS {
-        let (name, ..) = kind;
-        let bound = match bound(&text, name) {
-            None if !update => return Err(format!("{bounds} has no line `{name} NUMBER`").into()),
+    for kind in bench.kinds() {
+        let bound = match bound(kind, &text, &figures) {
+            None if !update => {
+                let name = kind.name;
+                return Err(format!(
+                    "{bounds} has no line `{name} NUMBER`; `make bench-instructions UPDATE=1` writes it"
+                )
+                .into());
+            }
             bound => bound.unwrap_or(0),
         };
-        let measured = least(gateway, idle, kind, bound)?;
-        figures.push((name, measured));
+        let measured = bench.least(kind, bound)?;
+        figures.push((kind.name, measured));
+        held &= update || told(kind, measured, bound, bounds);
         if update {
-            writeln!(io::stdout(), "{name:11} {measured:7} instructions")?;
-            continue;
-        }
-        let kept = measured <= bound;
-        held &= kept;
-        let verdict = if kept { "ok" } else { "TOO MANY" };
-        writeln!(io::stdout(), "{name:11} {measured:7} instructions, at most {bound:7}: {verdict}")?;
-        if !kept {
-            writeln!(
-                io::stdout(),
-                "a {name} takes {measured} instructions of a worker, {bounds} allows {bound}: find what the \
-                 change costs with callgrind_annotate, or accept it with `make bench-instructions UPDATE=1`"
-            )?;
+            say(format_args!("{:18} {measured:8} instructions", kind.name));
         }
     }
     if update {
@@ -93,26 +141,42 @@ fn run(arguments: &[String]) -> Outcome<bool> {
     Ok(held)
 }
 
+/// Tells of a figure; whether it keeps its bound.
+fn told(kind: Kind, measured: u64, bound: u64, bounds: &str) -> bool {
+    let Kind { name, .. } = kind;
+    let kept = measured <= bound;
+    let verdict = if kept { "ok" } else { "TOO MANY" };
+    say(format_args!("{name:18} {measured:8} instructions, at most {bound:8}: {verdict}"));
+    match kind.bound {
+        _ if kept => {}
+        Bound::Recorded => say(format_args!(
+            "a {name} takes {measured} instructions of a worker, {bounds} allows {bound}: find what the \
+             change costs with callgrind_annotate, or accept it with `make bench-instructions UPDATE=1`"
+        )),
+        Bound::Beside(other, percent) => say(format_args!(
+            "a {name} takes {measured} instructions of a worker, {percent} % more than a {other} are allowed: \
+             find what it costs besides with callgrind_annotate"
+        )),
+    }
+    kept
+}
+
 fn read(bounds: &str) -> Outcome<String> {
     Ok(fs::read_to_string(bounds).map_err(|error| format!("{bounds}: {error}"))?)
 }
 
-/// Instructions for each of a kind of work: the least of some runs, or the first that keeps the bound.
-fn least(gateway: &str, idle: u64, (_, work, amount): (&str, Work, u32), bound: u64) -> Outcome<u64> {
-    let mut least = u64::MAX;
-    for _ in 0..RUNS {
-        let counted = count(gateway, &[(work, amount)])?;
-        least = least.min(counted.saturating_sub(idle) / u64::from(amount));
-        if least <= bound {
-            break;
+/// The bound of a kind, from a file of `name number` lines or from what was measured before.
+fn bound(kind: Kind, text: &str, figures: &[(&str, u64)]) -> Option<u64> {
+    match kind.bound {
+        Bound::Recorded => text
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .find_map(|(name, bound)| if name == kind.name { bound.trim().parse().ok() } else { None }),
+        Bound::Beside(other, percent) => {
+            let figure = figures.iter().find_map(|(name, figure)| (*name == other).then_some(*figure));
+            figure.map(|figure| figure * (100 + percent) / 100)
         }
     }
-    Ok(least)
-}
-
-/// The bound of a name in a file of `name number` lines.
-fn bound(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
 fn bounds_text(figures: &[(&str, u64)]) -> String {
@@ -121,38 +185,69 @@ fn bounds_text(figures: &[(&str, u64)]) -> String {
          # `make bench-instructions` compares, `make bench-instructions UPDATE=1` writes them anew.\n"
     );
     for (name, measured) in figures {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{name} {}", measured * (100 + ROOM) / 100);
+        let recorded = |kind: &Kind| kind.name == *name && kind.bound == Bound::Recorded;
+        if KINDS.iter().any(recorded) {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{name} {}", measured * (100 + ROOM) / 100);
+        }
     }
     text
 }
 
-/// Instructions of the worker of a gateway that starts, warms up, does the work and stops.
-fn count(gateway: &str, work: &[(Work, u32)]) -> Outcome<u64> {
-    let folder = tempfile::tempdir()?;
-    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(0)?));
-    let upstream = echo::serve("", SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-    let config = write_config(folder.path(), at, upstream)?;
-    let profile = folder.path().join("profile");
-    let log = folder.path().join("log");
-    let mut command = Command::new("valgrind");
-    command.args(["--tool=callgrind", "--separate-threads=yes"]);
-    command.arg(format!("--callgrind-out-file={}", profile.display()));
-    command.arg(gateway).arg("run").arg("-c").arg(config);
-    let mut process = Process::start(&mut command, &log)?;
-    let outcome = until(START, || connections(at, 1)).and_then(|()| {
-        KINDS.iter().try_for_each(|(_, work, _)| work(at, WARM_UP))?;
-        work.iter().try_for_each(|(work, amount)| work(at, *amount))
-    });
-    let log = || fs::read_to_string(&log).unwrap_or_default();
-    outcome.map_err(|error| format!("the gateway does not serve: {error}\n{}", log()))?;
-    // Ended in peace: killed, callgrind would write nothing.
-    Command::new("kill").args(["-TERM", &process.id().to_string()]).status()?;
-    let ended = process.wait()?;
-    if !ended.success() {
-        return Err(format!("the gateway ended with {ended}\n{}", log()).into());
+/// A gateway to count of.
+struct Bench<'a> {
+    gateway: &'a Path,
+    /// Why kinds that need TLS are left out, where they are.
+    without_tls: Option<String>,
+    /// What a run without work takes.
+    idle: u64,
+}
+
+impl Bench<'_> {
+    fn kinds(&self) -> impl Iterator<Item = Kind> {
+        let tls = self.without_tls.is_none();
+        KINDS.into_iter().filter(move |kind| tls || !kind.tls)
     }
-    of_worker(folder.path())
+
+    /// Instructions for one of a kind: the least of some runs, or the first that keeps the bound.
+    fn least(&self, kind: Kind, bound: u64) -> Outcome<u64> {
+        let mut least = u64::MAX;
+        for _ in 0..RUNS {
+            let counted = self.count(Some(kind))?;
+            least = least.min(counted.saturating_sub(self.idle) / u64::from(kind.amount));
+            if least <= bound {
+                break;
+            }
+        }
+        Ok(least)
+    }
+
+    /// Instructions of the worker of a gateway that starts, warms up, does the work and stops.
+    fn count(&self, kind: Option<Kind>) -> Outcome<u64> {
+        let folder = tempfile::tempdir()?;
+        let stage = Stage::new()?;
+        let config = stage.write_config(folder.path(), self.without_tls.is_none())?;
+        let profile = folder.path().join("profile");
+        let log = folder.path().join("log");
+        let mut command = Command::new("valgrind");
+        command.args(["--tool=callgrind", "--separate-threads=yes"]);
+        command.arg(format!("--callgrind-out-file={}", profile.display()));
+        command.arg(self.gateway).arg("run").arg("-c").arg(config);
+        let mut process = Process::start(&mut command, &log)?;
+        let outcome = until(START, || connections(&stage, 1)).and_then(|()| {
+            self.kinds().try_for_each(|kind| (kind.work)(&stage, kind.warm_up))?;
+            kind.map_or(Ok(()), |kind| (kind.work)(&stage, kind.amount))
+        });
+        let log = || fs::read_to_string(&log).unwrap_or_default();
+        outcome.map_err(|error| format!("the gateway does not serve: {error}\n{}", log()))?;
+        // Ended in peace: killed, callgrind would write nothing.
+        Command::new("kill").args(["-TERM", &process.id().to_string()]).status()?;
+        let ended = process.wait()?;
+        if !ended.success() {
+            return Err(format!("the gateway ended with {ended}\n{}", log()).into());
+        }
+        of_worker(folder.path())
+    }
 }
 
 /// The sum in the profile of the thread that accepts connections. Each thread has a file of its own.
@@ -171,54 +266,158 @@ fn of_worker(folder: &Path) -> Outcome<u64> {
     Err("no profile names streamgate::proxy::accept; was the gateway built without symbols?".into())
 }
 
-/// One worker, one listen for TCP and UDP, one route.
-fn write_config(folder: &Path, at: SocketAddr, upstream: SocketAddr) -> Outcome<std::path::PathBuf> {
-    let (config, metrics) = (folder.join("config.yaml"), free_port(0)?);
-    let text = format!(
-        "apisix:
-  proxy_mode: stream
-  stream_proxy: {{tcp: [\"{at}\"], udp: [\"{at}\"]}}
-deployment: {{role: data_plane, role_data_plane: {{config_provider: yaml}}}}
-plugin_attr: {{prometheus: {{export_addr: {{ip: 127.0.0.1, port: {metrics}}}}}}}
-nginx_config: {{worker_processes: 1}}
-"
-    );
-    fs::write(&config, text)?;
-    let routes = format!("stream_routes:\n  - {{id: 1, upstream: {{nodes: {{\"{upstream}\": 1}}}}}}\n#END\n");
-    fs::write(folder.join("apisix.yaml"), routes)?;
-    Ok(config)
+/// Where the gateway listens, and for what.
+struct Stage {
+    /// TCP and UDP to an echo.
+    echo: SocketAddr,
+    /// TLS to the same.
+    tls: SocketAddr,
+    /// TCP to the drain.
+    plain: SocketAddr,
+    /// TLS that is passed on to the same.
+    passthrough: SocketAddr,
+    upstream: SocketAddr,
+    drain: Drain,
+    certificate: Certificate,
+    clients: Clients,
+}
+
+impl Stage {
+    fn new() -> io::Result<Self> {
+        let at = || free_port(0).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let certificate = Certificate::ecdsa(tls::NAME)?;
+        let clients = Clients::of(&certificate)?;
+        let upstream = echo::serve("", SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        let (echo, tls, plain, passthrough) = (at()?, at()?, at()?, at()?);
+        let drain = Drain::serve()?;
+        Ok(Self { echo, tls, plain, passthrough, upstream, drain, certificate, clients })
+    }
+
+    /// One worker, a listen and a route for each kind of work; those for TLS where the gateway has it.
+    fn write_config(&self, folder: &Path, tls: bool) -> Outcome<PathBuf> {
+        let (config, metrics) = (folder.join("config.yaml"), free_port(0)?);
+        let Self { echo, plain, certificate, .. } = self;
+        let mut tcp = vec![json!({"addr": echo}), json!({"addr": plain})];
+        if tls {
+            tcp.push(json!({"addr": self.tls, "tls": true}));
+            tcp.push(json!({"addr": self.passthrough, "tls_passthrough": true}));
+        }
+        let all = json!({
+            "apisix": {"proxy_mode": "stream", "stream_proxy": {"tcp": tcp, "udp": [echo]}},
+            "deployment": {"role": "data_plane", "role_data_plane": {"config_provider": "yaml"}},
+            "plugin_attr": {"prometheus": {"export_addr": {"ip": "127.0.0.1", "port": metrics}}},
+            "nginx_config": {"worker_processes": 1},
+        });
+        // JSON is YAML too.
+        fs::write(&config, all.to_string())?;
+        let (to_echo, to_drain) = (self.upstream, self.drain.address);
+        let uses = [(echo, to_echo), (&self.tls, to_echo), (plain, to_drain), (&self.passthrough, to_drain)];
+        let route = |(at, to): (&SocketAddr, SocketAddr)| json!({"id": at.port(), "server_port": at.port(), "upstream": {"nodes": {to.to_string(): 1}}});
+        let objects = json!({
+            "stream_routes": uses.map(route),
+            "ssls": [{"id": 1, "sni": certificate.name, "cert": certificate.pem, "key": certificate.key_pem}],
+        });
+        fs::write(folder.join("apisix.yaml"), format!("{objects}\n#END\n"))?;
+        Ok(config)
+    }
+}
+
+/// An upstream that counts what it gets, and closes when the other side does.
+#[derive(Clone)]
+struct Drain {
+    address: SocketAddr,
+    had: Arc<AtomicUsize>,
+}
+
+impl Drain {
+    fn serve() -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let drain = Self { address: listener.local_addr()?, had: Arc::default() };
+        let had = Arc::clone(&drain.had);
+        thread::spawn(move || {
+            let mut buffer = vec![0; CHUNK];
+            for mut stream in listener.incoming().flatten() {
+                while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                    had.fetch_add(length, Relaxed);
+                }
+            }
+        });
+        Ok(drain)
+    }
 }
 
 /// Connections one after another: one byte and its echo, then both ends close.
-fn connections(at: SocketAddr, amount: u32) -> io::Result<()> {
+fn connections(stage: &Stage, amount: u32) -> io::Result<()> {
     for _ in 0..amount {
-        let mut stream = connect(at)?;
+        let mut stream = connect(stage.echo)?;
         sleep(PAUSE);
         exchange(&mut stream, &[7])?;
-        stream.shutdown(Shutdown::Write)?;
-        if stream.read(&mut [0])? > 0 {
-            return Err(io::Error::other("bytes instead of the end"));
-        }
+        end(&mut stream)?;
         sleep(PAUSE);
     }
     Ok(())
 }
 
 /// Requests on one connection.
-fn requests(at: SocketAddr, amount: u32) -> io::Result<()> {
-    let mut stream = connect(at)?;
+fn requests(stage: &Stage, amount: u32) -> io::Result<()> {
+    let mut stream = connect(stage.echo)?;
     (0..amount).try_for_each(|_| exchange(&mut stream, &[7; MESSAGE]))
 }
 
 /// Datagrams of one association, each with its answer.
-fn datagrams(at: SocketAddr, amount: u32) -> io::Result<()> {
+fn datagrams(stage: &Stage, amount: u32) -> io::Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     socket.set_read_timeout(Some(LIMIT))?;
-    socket.connect(at)?;
+    socket.connect(stage.echo)?;
     for _ in 0..amount {
         socket.send(&[7; MESSAGE])?;
         socket.recv(&mut [0; MESSAGE + PREFIX])?;
         sleep(PAUSE);
+    }
+    Ok(())
+}
+
+/// Megabytes on one connection, which begins as one with TLS does.
+fn megabytes(stage: &Stage, amount: u32) -> io::Result<()> {
+    send(stage.plain, &stage.drain, &stage.clients.hello()?, amount)
+}
+
+/// The same through a listen that reads that beginning.
+fn megabytes_passed_on(stage: &Stage, amount: u32) -> io::Result<()> {
+    send(stage.passthrough, &stage.drain, &stage.clients.hello()?, amount)
+}
+
+/// Sends `first` and then so many megabytes, each chunk once the one before has arrived.
+fn send(at: SocketAddr, drain: &Drain, first: &[u8], amount: u32) -> io::Result<()> {
+    let mut stream = connect(at)?;
+    let mut wanted = drain.had.load(Relaxed);
+    let chunk = vec![7; CHUNK];
+    let chunks = amount as usize * (1 << 20) / CHUNK;
+    for bytes in iter::once(first).chain(iter::repeat_n(&chunk[..], chunks)) {
+        stream.write_all(bytes)?;
+        wanted += bytes.len();
+        until(LIMIT, || match drain.had.load(Relaxed) {
+            had if had == wanted => Ok(()),
+            had => Err(io::Error::other(format!("{had} of {wanted} bytes arrived"))),
+        })?;
+    }
+    end(&mut stream)
+}
+
+/// TLS connections one after another: full handshake, one byte and its echo, then both ends close.
+fn handshakes(stage: &Stage, amount: u32) -> io::Result<()> {
+    (0..amount).try_for_each(|_| {
+        stage.clients.visit(stage.tls)?;
+        sleep(PAUSE);
+        Ok(())
+    })
+}
+
+/// Says that nothing more comes, and waits until the other side says so.
+fn end(stream: &mut TcpStream) -> io::Result<()> {
+    stream.shutdown(Shutdown::Write)?;
+    if stream.read(&mut [0])? > 0 {
+        return Err(io::Error::other("bytes instead of the end"));
     }
     Ok(())
 }
@@ -235,11 +434,23 @@ fn exchange(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn of(name: &str, text: &str, figures: &[(&str, u64)]) -> Option<u64> {
+        bound(*KINDS.iter().find(|kind| kind.name == name).unwrap(), text, figures)
+    }
+
     #[test]
     fn bounds_are_read_as_they_are_written() {
-        let text = bounds_text(&[("connection", 20_000), ("request", 5)]);
-        assert_eq!(bound(&text, "connection"), Some(22_000));
-        assert_eq!(bound(&text, "request"), Some(5));
-        assert_eq!(bound(&text, "datagram"), None);
+        let figures = [("connection", 20_000), ("megabyte", 5000), ("megabyte-passed-on", 5100)];
+        let text = bounds_text(&figures);
+        assert_eq!(of("connection", &text, &[]), Some(22_000));
+        assert_eq!(of("megabyte", &text, &[]), Some(5500));
+        assert_eq!(of("datagram", &text, &figures), None);
+        assert!(!text.contains("passed-on"), "{text}");
+    }
+
+    #[test]
+    fn one_figure_may_bound_another() {
+        assert_eq!(of("megabyte-passed-on", "", &[("megabyte", 1000)]), Some(1030));
+        assert_eq!(of("megabyte-passed-on", "megabyte-passed-on 5", &[]), None);
     }
 }

@@ -5,7 +5,7 @@
 //! no signature: that would cost the load's core only. A handshake of the wrong kind ends the load.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
@@ -149,6 +149,16 @@ impl Clients {
                 thread.join().unwrap_or_else(|_| Err(io::Error::other("a client panicked")))
             })
         })
+    }
+
+    /// One connection from its beginning to its end: full handshake, a byte and its answer, and both ends close.
+    pub fn visit(&self, proxy: SocketAddr) -> io::Result<()> {
+        let mut client = self.open(proxy, &self.full)?;
+        client.exchange()?;
+        client.say_goodbye()?;
+        client.stream.shutdown(Shutdown::Write)?;
+        // What still comes is the rest of the answer, and the proxy's goodbye.
+        io::copy(&mut client.stream, &mut io::sink()).map(drop)
     }
 
     /// The record with the ClientHello that a connection would begin with.

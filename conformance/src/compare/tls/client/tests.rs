@@ -126,6 +126,15 @@ fn another_certificate_of_the_same_name_is_refused() {
 }
 
 #[test]
+fn a_visit_ends_in_peace() {
+    let certificate = Certificate::ecdsa(NAME).unwrap();
+    let server = Server::start(&certificate, 2, echo);
+    let clients = Clients::of(&certificate).unwrap();
+    (0..3).for_each(|_| clients.visit(server.address).unwrap());
+    assert_eq!(server.count(HandshakeKind::Full), 3);
+}
+
+#[test]
 fn bytes_go_both_ways() {
     let certificate = Certificate::ecdsa(NAME).unwrap();
     let clients = Clients::of(&certificate).unwrap();
