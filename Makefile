@@ -42,7 +42,7 @@ bench-smoke: build ## that comparison in half a minute, without limits: does it 
 	cargo build --release --locked -p streamgate-conformance
 	BENCH=smoke benches/run.sh $(ARGS)
 
-bench-instructions: build ## user-space instructions a connection, a request, a datagram, against benches/instructions.txt
+bench-instructions: build ## user-space instructions a connection, request, datagram, megabyte, handshake, against benches/instructions.txt
 	cargo build --release --locked -p streamgate-conformance --bin instructions
 	target/release/instructions $(BINARY) benches/instructions.txt $(if $(UPDATE),--update)
 

@@ -5,6 +5,7 @@
 
 pub mod certificate;
 pub mod compare;
+pub mod counted;
 pub mod echo;
 pub mod etcd;
 pub mod figures;

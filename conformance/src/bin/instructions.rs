@@ -10,22 +10,16 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Read, Write};
-use std::iter;
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::thread::{self, sleep};
 use std::time::Duration;
 
-use serde_json::json;
-use streamgate_conformance::certificate::Certificate;
-use streamgate_conformance::compare::tls::{self, client::Clients};
-use streamgate_conformance::echo;
-use streamgate_conformance::gateway::{LIMIT, connect};
-use streamgate_conformance::process::{Process, find, free_port, until};
+use streamgate_conformance::compare::tls;
+use streamgate_conformance::counted::{
+    Stage, connections, datagrams, handshakes, megabytes, megabytes_passed_on, requests,
+};
+use streamgate_conformance::process::{Process, find, until};
 use streamgate_conformance::verdict::{conclude, say};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
@@ -33,17 +27,12 @@ type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 const USAGE: &str = "usage: instructions GATEWAY BOUNDS [--update]";
 /// Valgrind starts a program slowly.
 const START: Duration = Duration::from_mins(1);
-/// Bytes of a request and of a datagram.
-const MESSAGE: usize = 64;
-/// What the echo puts before its answer: its name, which is empty, and a colon.
-const PREFIX: usize = 1;
 /// Runs at most for one figure.
 const RUNS: u32 = 3;
 /// By how much new bounds are above what was measured, in percent.
 const ROOM: u64 = 10;
-/// Between two steps of a client. Events that happen together cost one turn of the worker's loop, others
-/// one each: with a pause each has its own, whatever else the machine does.
-const PAUSE: Duration = Duration::from_millis(1);
+/// Enough of them that what a connection costs does not count.
+const MEGABYTES: u32 = 64;
 
 /// A kind of work.
 #[derive(Clone, Copy)]
@@ -68,6 +57,7 @@ enum Bound {
     Beside(&'static str, u64),
 }
 
+/// In the order they are measured: a figure comes before those that are held against it.
 const KINDS: [Kind; 6] = [
     kind("connection", connections, 1000, 100),
     kind("request", requests, 2000, 100),
@@ -80,11 +70,6 @@ const KINDS: [Kind; 6] = [
     },
     Kind { tls: true, ..kind("tls-handshake", handshakes, 200, 20) },
 ];
-/// Enough of them that what a connection costs does not count.
-const MEGABYTES: u32 = 64;
-/// Bytes that are under way at a time in bulk: what a worker moves in one turn of its loop, so that the number
-/// of turns does not depend on who is faster. It fits the window that a connection begins with.
-const CHUNK: usize = 64 * 1024;
 
 const fn kind(
     name: &'static str,
@@ -264,170 +249,6 @@ fn of_worker(folder: &Path) -> Outcome<u64> {
         }
     }
     Err("no profile names streamgate::proxy::accept; was the gateway built without symbols?".into())
-}
-
-/// Where the gateway listens, and for what.
-struct Stage {
-    /// TCP and UDP to an echo.
-    echo: SocketAddr,
-    /// TLS to the same.
-    tls: SocketAddr,
-    /// TCP to the drain.
-    plain: SocketAddr,
-    /// TLS that is passed on to the same.
-    passthrough: SocketAddr,
-    upstream: SocketAddr,
-    drain: Drain,
-    certificate: Certificate,
-    clients: Clients,
-}
-
-impl Stage {
-    fn new() -> io::Result<Self> {
-        let at = || free_port(0).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        let certificate = Certificate::ecdsa(tls::NAME)?;
-        let clients = Clients::of(&certificate)?;
-        let upstream = echo::serve("", SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-        let (echo, tls, plain, passthrough) = (at()?, at()?, at()?, at()?);
-        let drain = Drain::serve()?;
-        Ok(Self { echo, tls, plain, passthrough, upstream, drain, certificate, clients })
-    }
-
-    /// One worker, a listen and a route for each kind of work; those for TLS where the gateway has it.
-    fn write_config(&self, folder: &Path, tls: bool) -> Outcome<PathBuf> {
-        let (config, metrics) = (folder.join("config.yaml"), free_port(0)?);
-        let Self { echo, plain, certificate, .. } = self;
-        let mut tcp = vec![json!({"addr": echo}), json!({"addr": plain})];
-        if tls {
-            tcp.push(json!({"addr": self.tls, "tls": true}));
-            tcp.push(json!({"addr": self.passthrough, "tls_passthrough": true}));
-        }
-        let all = json!({
-            "apisix": {"proxy_mode": "stream", "stream_proxy": {"tcp": tcp, "udp": [echo]}},
-            "deployment": {"role": "data_plane", "role_data_plane": {"config_provider": "yaml"}},
-            "plugin_attr": {"prometheus": {"export_addr": {"ip": "127.0.0.1", "port": metrics}}},
-            "nginx_config": {"worker_processes": 1},
-        });
-        // JSON is YAML too.
-        fs::write(&config, all.to_string())?;
-        let (to_echo, to_drain) = (self.upstream, self.drain.address);
-        let uses = [(echo, to_echo), (&self.tls, to_echo), (plain, to_drain), (&self.passthrough, to_drain)];
-        let route = |(at, to): (&SocketAddr, SocketAddr)| json!({"id": at.port(), "server_port": at.port(), "upstream": {"nodes": {to.to_string(): 1}}});
-        let objects = json!({
-            "stream_routes": uses.map(route),
-            "ssls": [{"id": 1, "sni": certificate.name, "cert": certificate.pem, "key": certificate.key_pem}],
-        });
-        fs::write(folder.join("apisix.yaml"), format!("{objects}\n#END\n"))?;
-        Ok(config)
-    }
-}
-
-/// An upstream that counts what it gets, and closes when the other side does.
-#[derive(Clone)]
-struct Drain {
-    address: SocketAddr,
-    had: Arc<AtomicUsize>,
-}
-
-impl Drain {
-    fn serve() -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let drain = Self { address: listener.local_addr()?, had: Arc::default() };
-        let had = Arc::clone(&drain.had);
-        thread::spawn(move || {
-            let mut buffer = vec![0; CHUNK];
-            for mut stream in listener.incoming().flatten() {
-                while let Ok(length @ 1..) = stream.read(&mut buffer) {
-                    had.fetch_add(length, Relaxed);
-                }
-            }
-        });
-        Ok(drain)
-    }
-}
-
-/// Connections one after another: one byte and its echo, then both ends close.
-fn connections(stage: &Stage, amount: u32) -> io::Result<()> {
-    for _ in 0..amount {
-        let mut stream = connect(stage.echo)?;
-        sleep(PAUSE);
-        exchange(&mut stream, &[7])?;
-        end(&mut stream)?;
-        sleep(PAUSE);
-    }
-    Ok(())
-}
-
-/// Requests on one connection.
-fn requests(stage: &Stage, amount: u32) -> io::Result<()> {
-    let mut stream = connect(stage.echo)?;
-    (0..amount).try_for_each(|_| exchange(&mut stream, &[7; MESSAGE]))
-}
-
-/// Datagrams of one association, each with its answer.
-fn datagrams(stage: &Stage, amount: u32) -> io::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-    socket.set_read_timeout(Some(LIMIT))?;
-    socket.connect(stage.echo)?;
-    for _ in 0..amount {
-        socket.send(&[7; MESSAGE])?;
-        socket.recv(&mut [0; MESSAGE + PREFIX])?;
-        sleep(PAUSE);
-    }
-    Ok(())
-}
-
-/// Megabytes on one connection, which begins as one with TLS does.
-fn megabytes(stage: &Stage, amount: u32) -> io::Result<()> {
-    send(stage.plain, &stage.drain, &stage.clients.hello()?, amount)
-}
-
-/// The same through a listen that reads that beginning.
-fn megabytes_passed_on(stage: &Stage, amount: u32) -> io::Result<()> {
-    send(stage.passthrough, &stage.drain, &stage.clients.hello()?, amount)
-}
-
-/// Sends `first` and then so many megabytes, each chunk once the one before has arrived.
-fn send(at: SocketAddr, drain: &Drain, first: &[u8], amount: u32) -> io::Result<()> {
-    let mut stream = connect(at)?;
-    let mut wanted = drain.had.load(Relaxed);
-    let chunk = vec![7; CHUNK];
-    let chunks = amount as usize * (1 << 20) / CHUNK;
-    for bytes in iter::once(first).chain(iter::repeat_n(&chunk[..], chunks)) {
-        stream.write_all(bytes)?;
-        wanted += bytes.len();
-        until(LIMIT, || match drain.had.load(Relaxed) {
-            had if had == wanted => Ok(()),
-            had => Err(io::Error::other(format!("{had} of {wanted} bytes arrived"))),
-        })?;
-    }
-    end(&mut stream)
-}
-
-/// TLS connections one after another: full handshake, one byte and its echo, then both ends close.
-fn handshakes(stage: &Stage, amount: u32) -> io::Result<()> {
-    (0..amount).try_for_each(|_| {
-        stage.clients.visit(stage.tls)?;
-        sleep(PAUSE);
-        Ok(())
-    })
-}
-
-/// Says that nothing more comes, and waits until the other side says so.
-fn end(stream: &mut TcpStream) -> io::Result<()> {
-    stream.shutdown(Shutdown::Write)?;
-    if stream.read(&mut [0])? > 0 {
-        return Err(io::Error::other("bytes instead of the end"));
-    }
-    Ok(())
-}
-
-fn exchange(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
-    let mut answer = [0; MESSAGE + PREFIX];
-    stream.write_all(message)?;
-    stream.read_exact(answer.get_mut(..message.len() + PREFIX).unwrap_or_default())?;
-    sleep(PAUSE);
-    Ok(())
 }
 
 #[cfg(test)]
