@@ -21,6 +21,7 @@ failed=0
 if [ "${BENCH:-}" != compare ]; then
   cargo bench --locked --quiet --bench '*'
   target/release/bench "$gateway" latency 1000 latency 100000 load 100000 start 10000 scrape 10000 flat 100000 \
+    certificates 10000 \
     criterion target/criterion json $results/configuration.json || failed=1
   target/release/disturbance "$gateway" || failed=1
 fi

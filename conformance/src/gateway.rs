@@ -46,9 +46,14 @@ pub struct Gateway {
 impl Gateway {
     /// Starts the binary on this etcd with its files below `folder`.
     pub fn start(binary: &Path, folder: &Path, etcd: SocketAddr, ports: Ports) -> io::Result<Self> {
+        Self::start_with(binary, folder, &config_text(etcd, ports), ports)
+    }
+
+    /// Starts the binary with this config.yaml in `folder/conf`, where its objects may lie.
+    pub fn start_with(binary: &Path, folder: &Path, text: &str, ports: Ports) -> io::Result<Self> {
         std::fs::create_dir_all(folder.join("conf"))?;
         let config = folder.join("conf/config.yaml");
-        std::fs::write(&config, config_text(etcd, ports))?;
+        std::fs::write(&config, text)?;
         let log = folder.join("gateway.log");
         let process = Process::start(Command::new(binary).arg("run").arg("-c").arg(&config), &log)?;
         Ok(Self { ports, config, process, log })

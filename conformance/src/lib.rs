@@ -13,4 +13,5 @@ pub mod gateway;
 pub mod machine;
 pub mod process;
 pub mod routes;
+pub mod ssls;
 pub mod verdict;

@@ -1,5 +1,5 @@
-//! `bench GATEWAY [latency N | load N | start N | scrape N | flat N | criterion FOLDER | json FILE]…`:
-//! the numbers of the configuration in docs/performance.md, with a real etcd, each beside its limit.
+//! `bench GATEWAY [latency N | load N | start N | scrape N | flat N | certificates N | criterion FOLDER |
+//! json FILE]…`: the numbers of the configuration in docs/performance.md, with a real etcd, each beside its limit.
 //! What `compare` measures of the data path is not among them.
 //!
 //! Every figure is measured in several rounds, each with a gateway of its own; the median decides.
@@ -20,12 +20,12 @@ use streamgate_conformance::gateway::{Gateway, LIMIT, Ports, expect, http_get, t
 use streamgate_conformance::machine::Machine;
 use streamgate_conformance::process::until;
 use streamgate_conformance::routes::other_route;
+use streamgate_conformance::ssls;
 use streamgate_conformance::verdict::{conclude, say};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
-const USAGE: &str =
-    "usage: bench GATEWAY [latency N | load N | start N | scrape N | flat N | criterion FOLDER | json FILE]…";
+const USAGE: &str = "usage: bench GATEWAY [latency N | load N | start N | scrape N | flat N | certificates N | criterion FOLDER | json FILE]…";
 /// Gateways started for one figure.
 const ROUNDS: usize = 5;
 /// Changes of one round.
@@ -62,6 +62,7 @@ fn bench(arguments: &[String]) -> Outcome<bool> {
             "start" => start(&binary, of.parse()?)?,
             "scrape" => scrape(&binary, of.parse()?)?,
             "flat" => flat(&binary, of.parse()?)?,
+            "certificates" => ssls::measure(&binary, of.parse()?, ROUNDS)?,
             "criterion" => criterion(Path::new(of))?,
             "json" => {
                 save(Path::new(of), &all)?;
