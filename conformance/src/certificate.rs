@@ -4,6 +4,7 @@ use std::io;
 
 use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::CertificateDer;
+use serde_json::{Value, json};
 
 /// A certificate with its key.
 #[derive(Clone, Debug)]
@@ -31,6 +32,12 @@ impl Certificate {
         let made = made.map_err(io::Error::other)?;
         let (pem, key_pem) = (made.pem(), key.serialize_pem());
         Ok(Self { name: name.to_owned(), pem, key_pem, der: made.der().clone() })
+    }
+
+    /// The ssl object that gives it to an APISIX, with this id.
+    #[must_use]
+    pub fn ssl(&self, id: usize) -> Value {
+        json!({"id": id.to_string(), "sni": self.name, "cert": self.pem, "key": self.key_pem})
     }
 }
 

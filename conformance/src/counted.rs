@@ -28,9 +28,8 @@ const PREFIX: usize = 1;
 /// Between two steps of a client. Events that happen together cost one turn of the worker's loop, others
 /// one each: with a pause each has its own, whatever else the machine does.
 const PAUSE: Duration = Duration::from_millis(1);
-
-/// Bytes that are under way at a time in bulk: what a worker moves in one turn of its loop, so that the number
-/// of turns does not depend on who is faster. It fits the window that a connection begins with.
+/// Bytes that are under way at a time in bulk: what a worker moves in one turn of its loop, so that the
+/// number of turns does not depend on who is faster. It fits the window that a connection begins with.
 const CHUNK: usize = 64 * 1024;
 
 /// Where the gateway listens, and for what.
@@ -62,8 +61,8 @@ impl Stage {
         Ok(Self { echo, tls, plain, passthrough, upstream, drain, certificate, clients })
     }
 
-    /// Writes config.yaml and apisix.yaml: one worker, a listen and a route for each kind of work; listens for TLS
-    /// where the gateway has it. The path of config.yaml.
+    /// Writes config.yaml and apisix.yaml: one worker, a listen and a route for each kind of work; listens
+    /// for TLS where the gateway has it. The path of config.yaml.
     pub fn write_config(&self, folder: &Path, tls: bool) -> io::Result<PathBuf> {
         let (config, metrics) = (folder.join("config.yaml"), free_port(0)?);
         let Self { echo, plain, certificate, .. } = self;
@@ -82,10 +81,13 @@ impl Stage {
         fs::write(&config, all.to_string())?;
         let (to_echo, to_drain) = (self.upstream, self.drain.address);
         let uses = [(echo, to_echo), (&self.tls, to_echo), (plain, to_drain), (&self.passthrough, to_drain)];
-        let route = |(at, to): (&SocketAddr, SocketAddr)| json!({"id": at.port(), "server_port": at.port(), "upstream": {"nodes": {to.to_string(): 1}}});
+        let route = |(at, to): (&SocketAddr, SocketAddr)| {
+            let nodes = json!({to.to_string(): 1});
+            json!({"id": at.port(), "server_port": at.port(), "upstream": {"nodes": nodes}})
+        };
         let objects = json!({
             "stream_routes": uses.map(route),
-            "ssls": [{"id": 1, "sni": certificate.name, "cert": certificate.pem, "key": certificate.key_pem}],
+            "ssls": [certificate.ssl(1)],
         });
         fs::write(folder.join("apisix.yaml"), format!("{objects}\n#END\n"))?;
         Ok(config)

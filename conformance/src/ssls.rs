@@ -33,8 +33,8 @@ const ASKED: usize = 20;
 /// What is wanted of 10,000 of them: seconds until ready, and megabytes.
 const LIMITS: (f64, f64) = (5.0, 200.0);
 
-/// Measures gateways with `count` certificates in as many rounds: each with an ECDSA key of its own, then all with
-/// one RSA key.
+/// Measures gateways with `count` certificates, in so many rounds each time: with an ECDSA key for each, then
+/// with one RSA key for all.
 pub fn measure(binary: &Path, count: usize, rounds: usize) -> Outcome<Vec<Figure>> {
     let bench = Bench { binary, tls: has_tls(binary)? };
     let name = |index| format!("host{index}.example.com");
@@ -149,8 +149,7 @@ fn config_text(ports: Ports, tls: bool) -> Value {
 }
 
 fn objects(ports: Ports, upstream: SocketAddr, certificates: &[Certificate]) -> Value {
-    let ssl = |(id, one): (usize, &Certificate)| json!({"id": id.to_string(), "sni": one.name, "cert": one.pem, "key": one.key_pem});
-    let ssls: Vec<Value> = certificates.iter().enumerate().map(ssl).collect();
+    let ssls: Vec<Value> = certificates.iter().enumerate().map(|(id, one)| one.ssl(id)).collect();
     let route =
         json!({"id": "1", "server_port": ports.tcp.port(), "upstream": {"nodes": {upstream.to_string(): 1}}});
     json!({"stream_routes": [route], "ssls": ssls})

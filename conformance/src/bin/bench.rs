@@ -1,5 +1,6 @@
 //! `bench GATEWAY [latency N | load N | start N | scrape N | flat N | certificates N | criterion FOLDER |
-//! json FILE]…`: the numbers of the configuration in docs/performance.md, with a real etcd, each beside its limit.
+//! json FILE]…`: the numbers of the configuration in docs/performance.md, with a real etcd, each beside its
+//! limit.
 //! What `compare` measures of the data path is not among them.
 //!
 //! Every figure is measured in several rounds, each with a gateway of its own; the median decides.
@@ -25,7 +26,8 @@ use streamgate_conformance::verdict::{conclude, say};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
-const USAGE: &str = "usage: bench GATEWAY [latency N | load N | start N | scrape N | flat N | certificates N | criterion FOLDER | json FILE]…";
+const USAGE: &str = "usage: bench GATEWAY [latency N | load N | start N | scrape N | flat N | certificates N | \
+                     criterion FOLDER | json FILE]…";
 /// Gateways started for one figure.
 const ROUNDS: usize = 5;
 /// Changes of one round.

@@ -1,5 +1,5 @@
-//! `instructions GATEWAY BOUNDS [--update]`: user-space instructions of a worker for each connection, request,
-//! datagram, megabyte and TLS handshake, counted by callgrind and held against BOUNDS.
+//! `instructions GATEWAY BOUNDS [--update]`: user-space instructions of a worker for each connection,
+//! request, datagram, megabyte and TLS handshake, counted by callgrind and held against BOUNDS.
 //!
 //! Instructions say nothing of the kernel's part, which is the larger one, but noise cannot move
 //! them: what was added shows. The gateway runs under valgrind with one worker, once for each kind

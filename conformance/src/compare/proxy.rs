@@ -96,8 +96,8 @@ impl Proxy {
         }
     }
 
-    /// The name and the version of its program, as the program tells it, with those of its TLS library where it is
-    /// a peer that is measured with TLS.
+    /// The name and the version of its program, as the program tells it, with those of its TLS library
+    /// where it is a peer that is measured with TLS.
     pub fn version(self, gateway: &Path) -> io::Result<String> {
         let program = self.program(gateway).ok_or(io::ErrorKind::NotFound)?;
         let argument = match self {
@@ -121,8 +121,8 @@ fn version_in(said: &str) -> Option<&str> {
         .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
 }
 
-/// The version of OpenSSL that a program runs with: nginx names it last, after the one it was built with where
-/// that is another.
+/// The version of OpenSSL that a program runs with: nginx names it last, after the one it was built with
+/// where that is another.
 fn library_in(said: &str) -> Option<&str> {
     said.rsplit_once("OpenSSL ")?.1.split_whitespace().next()
 }

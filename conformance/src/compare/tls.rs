@@ -1,5 +1,5 @@
-//! What is measured of proxies that are set up for TLS: handshakes, bytes, memory, and what it costs to read a
-//! ClientHello and pass the rest on.
+//! What is measured of proxies that are set up for TLS: handshakes, bytes, memory, and what it costs to
+//! read a ClientHello and pass the rest on.
 //!
 //! Bytes are counted where they are plain: at the upstream, which a gigabyte leaves or reaches whatever the
 //! records on the other side are like.
@@ -93,8 +93,8 @@ impl Bench<'_> {
         Ok(vec![measured.gigabyte(metric)])
     }
 
-    /// The same bytes through the listen that reads the ClientHello and through the plain one. What comes after a
-    /// ClientHello is the same to both, so neither client nor upstream shakes hands.
+    /// The same bytes through the listen that reads the ClientHello and through the plain one. What comes
+    /// after a ClientHello is the same to both, so neither client nor upstream shakes hands.
     fn passthrough(&self) -> io::Result<Values> {
         let hello = self.clients.hello()?;
         let mut values = Vec::new();

@@ -6,8 +6,6 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use serde_json::json;
-
 use super::{Proxy, Stage};
 use crate::compare::tls::{PASSTHROUGH, PLAIN};
 use crate::compare::upstream::{DATAGRAMS, DRAIN, ECHO, SINK, SOURCE};
@@ -111,9 +109,7 @@ fn objects(stage: Stage, upstream: Ipv4Addr) -> String {
     }
     if let Stage::Tls(certificate) = stage {
         // The string escapes of JSON are among those of YAML.
-        let object =
-            json!({"id": "1", "sni": certificate.name, "cert": certificate.pem, "key": certificate.key_pem});
-        let _ = writeln!(text, "ssls:\n  - {object}");
+        let _ = writeln!(text, "ssls:\n  - {}", certificate.ssl(1));
     }
     text.push_str("#END\n");
     text

@@ -151,7 +151,8 @@ impl Clients {
         })
     }
 
-    /// One connection from its beginning to its end: full handshake, a byte and its answer, and both ends close.
+    /// One connection from its beginning to its end: full handshake, a byte and its answer, and both ends
+    /// close.
     pub fn visit(&self, proxy: SocketAddr) -> io::Result<()> {
         let mut client = self.open(proxy, &self.full)?;
         client.exchange()?;
