@@ -43,6 +43,26 @@ const CRITERION: &[(&str, &str, Option<f64>)] = &[
     ("pick of 100, least_conn", "a pick among 100 nodes, least_conn", None),
     ("pick of 100, chash remote_addr", "a pick among 100 nodes, chash by client address", None),
     ("pick of 100, chash template", "a pick among 100 nodes, chash by a template", None),
+    ("publish a route, mixed", "publish a changed route of 100,000, mixed", Some(1e6)),
+    (
+        "publish a route, client networks alone",
+        "publish a changed route of 100,000, by client networks alone",
+        Some(1e6),
+    ),
+    ("publish a route, equal conditions", "publish a changed route of 100,000, equal conditions", Some(1e6)),
+    (
+        "publish a route beside 5,000 refused",
+        "publish a changed route of 100,000, beside 5,000 refused",
+        Some(1e6),
+    ),
+    ("publish a service of ten routes, mixed", "publish a service of ten routes, mixed", Some(1e6)),
+    (
+        "publish a service of ten routes, equal conditions",
+        "publish a service of ten routes, equal conditions",
+        Some(1e6),
+    ),
+    ("publish an upstream", "publish a changed upstream", Some(1e6)),
+    ("publish addresses of an upstream", "publish new addresses of an upstream's names", Some(1e6)),
 ];
 
 fn main() -> ExitCode {
