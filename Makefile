@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BINARY := target/release/streamgate
 
-.PHONY: help deps build run test soak lint doc bench bench-smoke bench-instructions compose-check clean
+.PHONY: help deps build run test soak fuzz fuzz-smoke lint doc bench bench-smoke bench-instructions compose-check clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,8 +29,15 @@ soak: deps ## long versions of the relay's tests: 10 GB through changing flows, 
 	SOAK_CYCLES=5000 cargo test --release --locked --test relay changes_between -- --nocapture
 	SOAK_CYCLES=1000 cargo test --release --locked --test whole_process leave_no_descriptors -- --nocapture
 
+fuzz: ## fuzz what reads strangers' first bytes, FUZZ_SECONDS=600 a target (installs cargo-fuzz)
+	scripts/fuzz.sh long
+
+fuzz-smoke: deps ## that for FUZZ_SECONDS=5 a target, on stable and without cargo-fuzz
+	@scripts/fuzz.sh smoke
+
 lint: deps ## formatting, lints, documentation
 	cargo fmt --all -- --check
+	cargo fmt --manifest-path fuzz/Cargo.toml -- --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 

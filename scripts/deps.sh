@@ -10,6 +10,7 @@ need() { # command package
   command -v "$1" >/dev/null 2>&1 || missing+=("$2")
 }
 need cc gcc
+need c++ g++
 need make make
 need protoc protobuf-compiler
 [ -e /usr/include/google/protobuf/timestamp.proto ] || [ -e /usr/local/include/google/protobuf/timestamp.proto ] || missing+=(libprotobuf-dev)

@@ -61,8 +61,7 @@ fn header(record: &mut Record) -> Vec<u8> {
     let mut tlvs: Vec<(u8, &[u8])> =
         own.iter().filter_map(|(kind, value)| value.map(|value| (*kind, value))).collect();
     let received = brought.map(|brought| brought.tlvs.as_slice()).unwrap_or_default();
-    // A sum of another header says nothing of this one.
-    let received = received.iter().filter(|(kind, _)| wanted.received && *kind != tlv::CRC32C);
+    let received = received.iter().filter(|_| wanted.received);
     for (kind, value) in received {
         if tlvs.iter().all(|(own, _)| own != kind) {
             tlvs.push((*kind, value));
