@@ -43,6 +43,8 @@ const CRITERION: &[(&str, &str, Option<f64>)] = &[
     ("pick of 100, least_conn", "a pick among 100 nodes, least_conn", None),
     ("pick of 100, chash remote_addr", "a pick among 100 nodes, chash by client address", None),
     ("pick of 100, chash template", "a pick among 100 nodes, chash by a template", None),
+    ("certificate of 10,000", "a certificate chosen among 10,000", Some(2_000.0)),
+    ("certificate of 10,000, none", "none of 10,000 certificates for a long name", Some(2_000.0)),
     ("publish a route, mixed", "publish a changed route of 100,000, mixed", Some(1e6)),
     (
         "publish a route, client networks alone",
