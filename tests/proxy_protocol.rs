@@ -20,7 +20,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use binary::{Gateway, PATIENCE, Setup, run, stdout};
+use binary::{Gateway, PATIENCE, Setup, Signal, run, stdout};
 use hellos::{Recorder, browser};
 use peers::{connect, echo, talk};
 use proxy_headers::{Header, LOCAL, PROXY, SIGNATURE, STREAM4, STREAM6, UNIX, take_header, v1, v2};
@@ -108,6 +108,14 @@ fn a_header_of_a_trusted_peer_is_who_the_client_is() {
     of_ten().iter().for_each(|header| check(header, "T"));
     of_ipv6().iter().for_each(|header| check(header, "S"));
     of_nobody().iter().for_each(|header| check(header, "P"));
+
+    // A reload is enough.
+    let mut gateway = unbelieving;
+    trusting(&mut gateway.setup, "127.0.0.1");
+    gateway.rewrite();
+    gateway.signal(Signal::HUP);
+    let said = [&of_ten()[0][..], b"?"].concat();
+    gateway.eventually("trust", |gateway| say(gateway, &said, 100).is_ok_and(|answer| answer == "T?"));
 }
 
 #[test]
@@ -312,6 +320,40 @@ fn headers_and_tls_on_both_sides() {
         assert_eq!(header.tlv(2), Some(&b"a.test"[..]), "the server name");
         assert!(header.tlv(5).is_some_and(|id| !id.is_empty() && id.len() <= 128), "the unique id");
     }
+}
+
+#[test]
+fn an_optional_header_may_be_missing_before_tls() {
+    let authority = Authority::new("root");
+    let recorder = Recorder::start();
+    let mut passed =
+        json!({"id": "1", "sni": "pass.test", "upstream": {"nodes": {recorder.address.to_string(): 1}}});
+    passed["tls_passthrough"] = json!(true);
+    let ends = json!({"id": "2", "upstream": {"nodes": {echo("A").to_string(): 1}}});
+    let objects = json!({
+        "stream_routes": [passed, ends], "ssls": [ssl("1", &["a.test"], &authority.issue(&["a.test"]))],
+    });
+    let mut setup = serving("tls: true, tls_passthrough: true, proxy_protocol: true", &objects);
+    setup.ours =
+        "  listens: {\"127.0.0.1:@tcp0\": {proxy_protocol_optional: true, handshake_timeout: 300ms}}\n"
+            .into();
+    let mut gateway = setup.start();
+    let config = Client { believes: Some(&authority), ..Client::default() }.config();
+    let none = Vec::new();
+    for header in of_ten().iter().chain(&of_nobody()).chain([&none]) {
+        let mut stream = connect(gateway.tcp(0)).unwrap();
+        stream.write_all(header).unwrap();
+        let mut session = shake_hands_on(stream, Some("a.test"), &config).unwrap();
+        assert_eq!(talk(&mut session).unwrap(), "A");
+        let hello = browser("pass.test");
+        assert_eq!(say(&gateway, &[header, &hello[..]].concat(), 999).unwrap(), "ok");
+        assert!(recorder.next() == hello);
+    }
+    // After the header the time for a hello begins.
+    let mut silent = connect(gateway.tcp(0)).unwrap();
+    silent.write_all(&of_ten()[0]).unwrap();
+    assert_eq!(silent.read(&mut [0]).unwrap(), 0);
+    gateway.eventually("the reason", |gateway| tls::failures(gateway, "timeout") == Some(1.0));
 }
 
 #[test]

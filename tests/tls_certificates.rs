@@ -11,10 +11,8 @@ mod peers;
 #[path = "support/tls.rs"]
 mod tls;
 
-use std::process::Command;
-
-use binary::{Gateway, run, stderr, stdout};
-use openssl::s_client;
+use binary::{Gateway, run, stdout};
+use openssl::{encrypted, s_client};
 use peers::talk;
 use serde_json::json;
 use tls::{Algorithm, Authority, Client, Pair, failures, refusal, shake_hands, ssl, terminating};
@@ -118,19 +116,6 @@ fn of_several_pairs_the_client_gets_one_it_can_verify() {
     check(&["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256", "-sigalgs", "ECDSA+SHA256"], "ECDSA");
     // By the suite alone: an ECDSA certificate would be of no use.
     check(&["-tls1_2", "-cipher", "ECDHE-RSA-AES256-GCM-SHA384"], "RSA-PSS");
-}
-
-/// The key as the Admin API of APISIX writes it (`apisix/ssl.lua:63`): AES-128-CBC, the key as IV too.
-fn encrypted(key: &str, secret: &str) -> String {
-    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
-    let folder = tempfile::tempdir().unwrap();
-    let plain = folder.path().join("key");
-    std::fs::write(&plain, key).unwrap();
-    let mut command = Command::new("openssl");
-    command.args(["enc", "-aes-128-cbc", "-base64", "-A", "-K", &hex, "-iv", &hex, "-in"]).arg(&plain);
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", stderr(&output));
-    stdout(&output).trim().to_owned()
 }
 
 #[test]

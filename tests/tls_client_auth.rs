@@ -140,6 +140,25 @@ fn the_depth_counts_authorities_between() {
     }
 }
 
+#[test]
+fn a_client_may_show_more_than_is_needed() {
+    let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
+    let pair = servers.issue(&["a.test"]);
+    let gateway = terminating(&[verifying("1", &["a.test"], &pair, &clients.pem)]).start();
+    let mut device = clients.below("between").issue(&["device"]);
+    // More than a record holds.
+    for number in 0..60 {
+        device.cert += &Authority::new(&format!("authority number {number} of a long chain")).pem;
+    }
+    for versions in [ONLY_TLS12, ONLY_TLS13] {
+        answered(
+            &gateway,
+            "a.test",
+            &Client { versions, shows: Some(&device), ..Client::default() }.config(),
+        );
+    }
+}
+
 /// Gives the newest session to whatever server comes next.
 #[derive(Debug, Default)]
 struct Careless {

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use binary::{Gateway, PATIENCE, Setup};
 use peers::{connect, talk};
+use rustix::param;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};
 use serde_json::{Value, json};
@@ -271,7 +272,10 @@ fn a_reset_is_a_reset_on_the_other_side() {
     drop(conn);
     gateway.eventually("the end", |gateway| gateway.ended_so("r1", "client_reset") >= 1.0);
 
-    let (mut client, node) = session(&listener, &gateway);
+    let (mut client, mut node) = session(&listener, &gateway);
+    // Before the gateway has seen that it is connected a reset is another one.
+    client.write_all(b"x").unwrap();
+    node.read_exact(&mut [0]).unwrap();
     reset(node);
     assert!(is_reset(client.read(&mut [0])), "of the node");
     assert!(client.conn.process_new_packets().is_ok_and(|state| !state.peer_has_closed()));
@@ -363,6 +367,45 @@ fn a_slow_reader_slows_the_sender_down() {
         assert_eq!(heard.len() as u64, sent);
         assert!((0..).zip(&heard).all(|(at, byte)| *byte == pattern(3, at)));
     }
+}
+
+/// CPU time that the gateway has spent.
+fn spent(gateway: &Gateway) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", gateway.pid())).unwrap();
+    let (_, after_name) = stat.rsplit_once(") ").unwrap();
+    let ticks = after_name.split(' ').skip(11).take(2).map(|field| field.parse::<u32>().unwrap());
+    Duration::from_secs(1) * ticks.sum() / u32::try_from(param::clock_ticks_per_second()).unwrap()
+}
+
+#[test]
+fn whoever_waits_costs_no_time() {
+    let (listener, address) = listener();
+    let mut gateway = serving(address, "tcp").start();
+    let begun = |gateway: &Gateway, bytes: &[u8]| {
+        let mut client = connect(gateway.tcp(1)).unwrap();
+        client.write_all(bytes).unwrap();
+        client
+    };
+    let hello = tls::hello(NAME, &Client::default().config());
+    let _idle = session(&listener, &gateway);
+    let _opening = [begun(&gateway, b""), begun(&gateway, &hello[..70]), begun(&gateway, &hello)];
+    let (mut client, _node) = session(&listener, &gateway);
+    finish(&mut client, true);
+    let (_client, node) = session(&listener, &gateway);
+    node.shutdown(Shutdown::Write).unwrap();
+    let (_full, mut node) = session(&listener, &gateway);
+    node.set_nonblocking(true).unwrap();
+    flood(|bytes| node.write(bytes), &mut gateway);
+    // One whose bytes nobody takes is gone.
+    let (mut gone, mut node) = session(&listener, &gateway);
+    node.set_nonblocking(true).unwrap();
+    flood(|bytes| node.write(bytes), &mut gateway);
+    finish(&mut gone, true);
+    let before = spent(&gateway);
+    // Not waiting for anything: it is the time over which a spinning worker would be seen.
+    thread::sleep(Duration::from_millis(500));
+    let spent = spent(&gateway) - before;
+    assert!(spent < Duration::from_millis(100), "{spent:?} of CPU while nothing moves");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use binary::{Gateway, PATIENCE, Setup};
+use binary::{Gateway, PATIENCE, Setup, Signal};
 use openssl::s_client;
 use peers::{connect, echo, talk};
 use rustls::{ClientConfig, HandshakeKind, NamedGroup, ProtocolVersion};
@@ -64,6 +64,51 @@ fn both_versions_are_spoken_with_the_whole_chain() {
     gateway.eventually("counts", |gateway| gateway.ended_so("r1", "client_closed") >= 4.0);
     assert_eq!(handshakes(&gateway, "full"), Some(4.0));
     assert_eq!(handshakes(&gateway, "resumed"), Some(0.0));
+}
+
+#[test]
+fn a_client_whose_first_key_share_is_of_no_use_is_asked_again() {
+    let (gateway, ..) = serving();
+    for groups in ["X448:P-256", "X448:X25519", "ffdhe2048:P-384"] {
+        let said = s_client(gateway.tcp(0), &["-servername", "a.test", "-tls1_3", "-groups", groups], "A?");
+        assert!(said.contains("A?"), "{groups}: {said}");
+    }
+}
+
+#[test]
+fn a_long_chain_is_shown_whole() {
+    let root = Authority::new("root");
+    let mut pair = root.issue(&["a.test"]);
+    // More than a record holds.
+    for number in 0..60 {
+        pair.cert += &Authority::new(&format!("authority number {number} of a long chain")).pem;
+    }
+    let gateway = terminating(&[ssl("1", &["a.test"], &pair)]).start();
+    for versions in [ONLY_TLS12, ONLY_TLS13] {
+        let config = Client { versions, believes: Some(&root), ..Client::default() }.config();
+        let mut session = shake_hands(gateway.tcp(0), Some("a.test"), &config).unwrap();
+        assert_eq!(talk(&mut session).unwrap(), "A");
+        let shown = session.conn.peer_certificates().unwrap();
+        assert!(shown.len() == 61 && shown.iter().map(|one| one.len()).sum::<usize>() > 16_384);
+    }
+}
+
+#[test]
+fn a_listen_may_begin_to_end_tls_while_its_sessions_live() {
+    let pair = Authority::new("root").issue(&["a.test"]);
+    let mut setup = terminating(&[ssl("1", &["a.test"], &pair)]);
+    setup.listens = vec![];
+    let mut gateway = setup.start();
+    let mut plain = connect(gateway.tcp(0)).unwrap();
+    assert_eq!(talk(&mut plain).unwrap(), "A");
+    gateway.setup.listens = vec!["tls: true"];
+    gateway.rewrite();
+    gateway.signal(Signal::HUP);
+    let config = Client::default().config();
+    gateway.eventually("TLS", |gateway| shake_hands(gateway.tcp(0), Some("a.test"), &config).is_ok());
+    assert_eq!(talk(&mut plain).unwrap(), "A");
+    assert!(peers::ask(gateway.tcp(0)).is_err());
+    gateway.eventually("the reason", |gateway| failures(gateway, "not_tls") >= Some(1.0));
 }
 
 #[test]

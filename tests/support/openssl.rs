@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::binary::{PATIENCE, pause};
+use crate::binary::{PATIENCE, pause, stderr, stdout};
 
 /// `openssl s_client` to `address`, which says `?` once it is connected. Gives back what it printed when
 /// that contains `until`, or when it has ended.
@@ -86,4 +86,17 @@ impl Drop for SServer {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// The key as the Admin API of APISIX writes it (`apisix/ssl.lua:63`): AES-128-CBC, the key as IV too.
+pub fn encrypted(key: &str, secret: &str) -> String {
+    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let plain = folder.path().join("key");
+    fs::write(&plain, key).unwrap();
+    let mut command = Command::new("openssl");
+    command.args(["enc", "-aes-128-cbc", "-base64", "-A", "-K", &hex, "-iv", &hex, "-in"]).arg(&plain);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    stdout(&output).trim().to_owned()
 }
