@@ -73,8 +73,8 @@ fn a_hello_arrives_byte_for_byte_however_it_comes() {
     }
     says(&gateway, &recorder, &post_quantum, 1);
     says(&gateway, &recorder, &framed(message, 1), 1);
-    let passed = gateway.metric("streamgate_tls_passthrough_total").unwrap();
-    assert_eq!(passed, f64::from(u32::try_from(count * 3 + 2).unwrap()));
+    let passed = f64::from(u32::try_from(count * 3 + 2).unwrap());
+    assert_eq!(gateway.metric("streamgate_tls_passthrough_total"), Some(passed));
 }
 
 #[test]

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 /// Runs the cases; one answer each.
 #[track_caller]
 fn explain(cases: &[Value]) -> Vec<Value> {
-    let input: String = cases.iter().map(|case| format!("{case}\n")).collect();
-    let output = run(&["explain", "--jsonl"], input.as_bytes());
+    let input: Vec<String> = cases.iter().map(Value::to_string).collect();
+    let output = run(&["explain", "--jsonl"], input.join("\n").as_bytes());
     assert!(output.status.success(), "{}", stderr(&output));
     let answers: Vec<Value> =
         stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -75,7 +75,7 @@ fn certificates_as_apisix_chooses_them() {
 }
 
 #[track_caller]
-fn check(case: &Value, connection: Value, ssl: Option<&Value>, route: &Value, reason: &str) {
+fn check(case: &Value, connection: &Value, ssl: Option<&Value>, route: &Value, reason: &str) {
     let mut case = case.clone();
     case["connections"] = json!([connection]);
     let result = explain(&[case])[0]["results"][0].clone();
@@ -96,15 +96,15 @@ fn the_name_decides_certificate_and_route() {
         "fallback_sni": "b.test",
     });
     let (s1, null) = (json!("s1"), Value::Null);
-    check(&case, client(&json!("A.Test.")), Some(&s1), &json!("named"), "matched");
-    check(&case, client(&null), Some(&s1), &json!("plain"), "matched");
-    check(&case, client(&json!("other.test")), Some(&null), &null, "tls_no_certificate");
-    check(&case, client(&json!("pass.test")), Some(&null), &json!("left"), "matched");
+    check(&case, &client(&json!("A.Test.")), Some(&s1), &json!("named"), "matched");
+    check(&case, &client(&null), Some(&s1), &json!("plain"), "matched");
+    check(&case, &client(&json!("other.test")), Some(&null), &null, "tls_no_certificate");
+    check(&case, &client(&json!("pass.test")), Some(&null), &json!("left"), "matched");
     let mut nameless = case.clone();
     nameless.as_object_mut().unwrap().remove("fallback_sni");
-    check(&nameless, client(&null), Some(&null), &null, "tls_no_sni");
+    check(&nameless, &client(&null), Some(&null), &null, "tls_no_sni");
     // fallback_sni is for TLS alone (`apisix/ssl.lua:39`).
     let mut plain = client(&null);
     plain["tls"] = json!(false);
-    check(&case, plain, None, &json!("plain"), "matched");
+    check(&case, &plain, None, &json!("plain"), "matched");
 }

@@ -26,7 +26,7 @@ pub(super) struct Arguments {
     /// The TLS server name the client sends
     #[arg(long, value_name = "NAME")]
     sni: Option<String>,
-    /// The client speaks TLS that is terminated here: without a name it gets fallback_sni of config.yaml
+    /// The client speaks TLS that is terminated here: without a name it gets `fallback_sni` of config.yaml
     #[arg(long, conflicts_with = "udp")]
     tls: bool,
     /// A datagram instead of a TCP connection

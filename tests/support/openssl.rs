@@ -90,7 +90,7 @@ impl Drop for SServer {
 
 /// The key as the Admin API of APISIX writes it (`apisix/ssl.lua:63`): AES-128-CBC, the key as IV too.
 pub fn encrypted(key: &str, secret: &str) -> String {
-    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let hex = secret.bytes().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
     let folder = tempfile::tempdir().unwrap();
     let plain = folder.path().join("key");
     fs::write(&plain, key).unwrap();

@@ -169,6 +169,11 @@ pub fn failures(gateway: &Gateway, reason: &str) -> Option<f64> {
     gateway.metric(&format!("streamgate_tls_handshake_failures_total{{reason=\"{reason}\"}}"))
 }
 
+/// Sessions that ended so before they had a route, by the client's doing.
+pub fn unrouted(gateway: &Gateway, end: &str) -> Option<f64> {
+    gateway.metric(&format!("streamgate_connections_total{{route=\"\",end=\"{end}\",side=\"client\"}}"))
+}
+
 /// Handshakes with clients that were good: `full` or `resumed`.
 pub fn handshakes(gateway: &Gateway, kind: &str) -> Option<f64> {
     gateway.metric(&format!("streamgate_tls_handshakes_total{{kind=\"{kind}\"}}"))
@@ -397,8 +402,8 @@ pub fn accept_hands(
 /// A way to `address` on which everything that comes from there is noted.
 pub fn tapped(address: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (here, noted) = (listener.local_addr().unwrap(), Arc::<Mutex<Vec<u8>>>::default());
-    let notes = noted.clone();
+    let (here, heard) = (listener.local_addr().unwrap(), Arc::<Mutex<Vec<u8>>>::default());
+    let notes = heard.clone();
     thread::spawn(move || {
         let (mut client, _) = listener.accept()?;
         let mut server = TcpStream::connect(address)?;
@@ -416,7 +421,7 @@ pub fn tapped(address: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
             client.write_all(&buffer[..length])?;
         }
     });
-    (here, noted)
+    (here, heard)
 }
 
 /// Type and length of the whole TLS records at the beginning of `bytes`.
