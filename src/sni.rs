@@ -1,4 +1,4 @@
-//! Which TLS server names a stream route accepts.
+//! Which TLS server names a stream route accepts; the [`hello`] that names one.
 //!
 //! A route names one server (`db.example.com`) or, with a leading `*`, every name that ends alike.
 //! As in APISIX the `*` stands for any run of characters, dots and the empty run included

@@ -19,6 +19,7 @@ pub struct Buffer(Box<[u8]>);
 impl Buffer {
     /// One from the pool, or a new one. What it holds is left over from elsewhere.
     #[must_use]
+    #[inline]
     pub fn take() -> Self {
         let free = FREE.with_borrow_mut(Vec::pop);
         Self(free.unwrap_or_else(|| vec![0; SIZE].into_boxed_slice()))
@@ -37,6 +38,7 @@ impl Buffer {
 }
 
 impl Drop for Buffer {
+    #[inline]
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.0);
         // The pool may be gone already where a thread ends.
@@ -52,12 +54,14 @@ impl Drop for Buffer {
 impl Deref for Buffer {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         &self.0
     }
 }
 
 impl DerefMut for Buffer {
+    #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }

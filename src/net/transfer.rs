@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 
 /// Moves up to `wanted` bytes by one call; `None` where the socket is not ready. Less than
 /// wanted says the same of the next call, which is then not made (epoll(7), question 9).
+#[inline]
 pub fn transfer(
     socket: &TcpStream,
     interest: Interest,
@@ -28,11 +29,13 @@ pub fn transfer(
 }
 
 /// Receives into `bytes`: how many, 0 at the peer's FIN, `None` where there is nothing.
+#[inline]
 pub fn receive(socket: &TcpStream, bytes: &mut [u8]) -> io::Result<Option<usize>> {
     transfer(socket, Interest::READABLE, bytes.len(), || Ok(recv(socket, bytes, RecvFlags::empty())?.1))
 }
 
 /// Sends of `bytes` what the socket takes; `None` where it takes nothing.
+#[inline]
 pub fn send_some(socket: &TcpStream, bytes: &[u8]) -> io::Result<Option<usize>> {
     transfer(socket, Interest::WRITABLE, bytes.len(), || Ok(send(socket, bytes, SendFlags::NOSIGNAL)?))
 }
