@@ -32,7 +32,7 @@ const RUNS: u32 = 3;
 /// By how much new bounds are above what was measured, in percent.
 const ROOM: u64 = 10;
 /// Enough of them that what a connection costs does not count.
-const MEGABYTES: u32 = 64;
+const MEGABYTES: u32 = 256;
 
 /// A kind of work.
 #[derive(Clone, Copy)]
