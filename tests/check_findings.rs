@@ -209,7 +209,11 @@ fn tls_towards_nodes() {
         "upstreams": [{"id": "u", "nodes": nodes(), "scheme": "tls", "tls": tls}],
         "stream_routes": [{"id": "r", "upstream_id": "u"}],
     });
-    finds(&objects, "WARN     stream_routes/r  ", "(upstream_tls): its tls.client_cert_id names ssl nowhere");
+    let (code, text) = check_objects(&objects);
+    assert_eq!(code, 1, "{text}");
+    let line = "WARN     stream_routes/r  its connections are closed (upstream_tls): its tls.client_cert_id names \
+                ssl nowhere, which does not exist";
+    assert!(text.contains(line), "{text}");
 }
 
 #[test]

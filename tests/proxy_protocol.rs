@@ -162,7 +162,7 @@ fn without_a_good_header_there_is_no_session() {
     let mut gateway = serving("proxy_protocol: true", &to(recorder.address)).start();
     let ten = [10, 8, 0, 7, 192, 0, 2, 1, 15, 160, 1, 187];
     let refused: [(&[u8], &str); 10] = [
-        (b"hello", "begins with \"hello\""),
+        (b"hello", "broken header: \"hello\""),
         (b"PROXY TCP4 bad\r\n", "broken header: \"PROXY TCP4 bad\""),
         (b"PROXY TCP4 10.8.0.7 192.0.2.1 4000 65536\r\n", "broken header"),
         (b"PROXY TCP4 10.8.0.7 192.0.2.1 4000", "closed after"),
