@@ -177,15 +177,22 @@ fn what_a_client_offered_in_vain_is_logged() {
     }
     assert_eq!(failures(&gateway, "cipher_suite"), Some(1.0));
 
-    s_client(gateway.tcp(0), &["-servername", "a.test", "-tls1_3", "-groups", "X448"], "alert");
-    gateway.eventually("the count", |gateway| failures(gateway, "group") == Some(1.0));
-    let find = |gateway: &Gateway| {
-        let details = gateway.log().into_iter().filter_map(|line| Some(line["detail"].as_str()?.to_owned()));
-        details.into_iter().find(|detail| detail.starts_with("group: "))
+    let detail = |gateway: &mut Gateway, reason: &str| {
+        let starts = format!("{reason}: ");
+        let find = |gateway: &Gateway| {
+            let mut details =
+                gateway.log().into_iter().filter_map(|line| Some(line["detail"].as_str()?.to_owned()));
+            details.find(|detail| detail.starts_with(&starts))
+        };
+        gateway
+            .eventually(reason, |gateway| failures(gateway, reason) == Some(1.0) && find(gateway).is_some());
+        find(gateway).unwrap()
     };
-    gateway.eventually("the line", |gateway| find(gateway).is_some());
-    let detail = find(&gateway).unwrap();
-    assert!(detail.contains("versions TLSv1.3") && detail.ends_with("groups x448"), "{detail}");
+    s_client(gateway.tcp(0), &["-servername", "a.test", "-tls1_3", "-groups", "X448"], "alert");
+    let told = detail(&mut gateway, "group");
+    assert!(told.contains("versions TLSv1.3") && told.ends_with("groups x448"), "{told}");
+    s_client(gateway.tcp(0), &["-servername", "a.test", "-tls1_3", "-sigalgs", "ed25519"], "alert");
+    assert!(detail(&mut gateway, "signature_scheme").contains("can verify no certificate"));
 
     let stranger = Authority::new("stranger");
     let client = Client { believes: Some(&stranger), ..Client::default() };

@@ -11,13 +11,13 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use rustix::process::{Pid, kill_process};
@@ -240,12 +240,9 @@ impl Gateway {
     /// Starts it without a look at what becomes of it.
     pub fn spawn(setup: Setup) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // A port that is free now may be chosen twice.
-        let mut chosen = HashSet::new();
-        let mut choose = || std::iter::repeat_with(free_port).find(|port| chosen.insert(*port)).unwrap();
-        let (metrics, status) = (choose(), choose());
-        let mut free = |count: usize| (0..count).map(|_| choose()).collect();
-        let mut ports = Ports { tcp: free(setup.tcp), udp: free(setup.udp), metrics, status };
+        let free = |count: usize| (0..count).map(|_| free_port()).collect();
+        let mut ports =
+            Ports { tcp: free(setup.tcp), udp: free(setup.udp), metrics: free_port(), status: free_port() };
         ports.tcp.iter_mut().zip(setup.fixed_port).for_each(|(port, fixed)| *port = fixed);
         fs::write(folder.path().join("config.yaml"), setup.text(&ports)).unwrap();
         if let Some(objects) = &setup.objects {
@@ -446,10 +443,14 @@ pub fn http(address: SocketAddr, method: &str, path: &str) -> io::Result<(u16, S
     Ok((code, body.unwrap_or_default()))
 }
 
-/// A port that is free for TCP and UDP, below the range that outgoing connections take theirs from.
+/// A port that is free for TCP and UDP, below the range that outgoing connections take theirs from. No two
+/// calls give the same one, and tests that run beside each other look at different places: a gateway that
+/// finds its port taken would else be asked over the pages of the one that has it.
 pub fn free_port() -> u16 {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
     loop {
-        let port = rand::random_range(10_000..32_000);
+        let place = std::process::id().wrapping_mul(61).wrapping_add(CALLS.fetch_add(1, Relaxed));
+        let port = 10_000 + u16::try_from(place % 22_000).unwrap();
         let free =
             TcpListener::bind(("127.0.0.1", port)).is_ok() && UdpSocket::bind(("127.0.0.1", port)).is_ok();
         if free {
