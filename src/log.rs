@@ -167,6 +167,7 @@ fn write(outcome: &Outcome) {
         upstream = outcome.upstream.as_deref(),
         node = outcome.node.as_deref(),
         client = %inbound.client,
+        peer = inbound.brought.as_ref().and_then(|brought| brought.peer).map(tracing::field::display),
         server = %inbound.server,
         listen = &*outcome.listen,
         transport = inbound.transport.label(),

@@ -216,6 +216,38 @@ fn tls_towards_nodes() {
     assert!(text.contains(line), "{text}");
 }
 
+/// Listens with these switches, and routes for them without any certificate.
+#[track_caller]
+fn on_listen(switches: &str, route: Value, line: &str) {
+    let config =
+        config("json", "").replace("\"127.0.0.1:0\"", &format!("{{addr: \"127.0.0.1:0\", {switches}}}"));
+    let (_, text) = check(&config, &[("apisix.json", json!({"stream_routes": [route]}).to_string())]);
+    assert!(text.contains(line), "no `{line}` in\n{text}");
+}
+
+#[test]
+fn routes_that_do_not_fit_their_listens() {
+    let route = |more: Value| {
+        let mut route = json!({"id": "r", "sni": "a.com", "upstream": {"nodes": nodes()}});
+        route.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        route
+    };
+    let passing = || route(json!({"tls_passthrough": true}));
+    on_listen("tls: true", passing(), "stream_routes/r  tls_passthrough: no listen that it can match");
+    on_listen("tls: true", passing(), "its TLS is ended there");
+    on_listen("tls: true", route(json!({})), "stream_routes/r  no ssl has a certificate for a.com");
+    on_listen("tls: true", route(json!({})), "terminates TLS and there is no certificate");
+    on_listen("proxy_protocol: true", passing(), "TLS is not looked at");
+    let (code, text) =
+        check_objects(&json!({"stream_routes": [{"id": "r", "upstream": {"nodes": nodes()}}]}));
+    assert!(code == 0 && text.contains("0 warnings"), "{text}");
+    let fine = config("json", "")
+        .replace("\"127.0.0.1:0\"", "{addr: \"127.0.0.1:0\", tls: true, tls_passthrough: true}");
+    let objects = json!({"stream_routes": [passing()]}).to_string();
+    let (_, text) = check(&fine, &[("apisix.json", objects)]);
+    assert!(!text.contains("stream_routes/r"), "{text}");
+}
+
 #[test]
 fn what_is_not_built_yet() {
     let checks = json!({"active": {"type": "tcp"}});

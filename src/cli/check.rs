@@ -14,6 +14,7 @@ use streamgate::session::Transport;
 use super::{ConfigFile, complain, load};
 
 mod certificates;
+mod listens;
 mod objects;
 mod order;
 mod upstreams;
@@ -102,6 +103,7 @@ fn report(config: &Config, arguments: &Arguments, out: &mut impl Write) -> io::R
                 writeln!(out, "{}", source_line(config, &loaded))?;
                 findings.extend(objects::findings(&loaded));
                 findings.extend(certificates::findings(config, &loaded, now()));
+                findings.extend(listens::findings(config, &loaded));
                 findings.extend(order::findings(&loaded, config.rules.standalone));
             }
             Err(why) => {

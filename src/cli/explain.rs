@@ -77,9 +77,11 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     };
     let transport = if arguments.udp { Transport::Udp } else { Transport::Tcp };
     let mut inbound = Inbound::new(transport, client.0, server);
-    let fallback = config.ssl.fallback_sni.as_deref().filter(|_| arguments.tls);
+    let tls = arguments.tls || arguments.sni.is_some();
+    let fallback = config.ssl.fallback_sni.as_deref().filter(|_| tls);
     inbound.sni = arguments.sni.as_deref().or(fallback).and_then(server_name);
-    let question = text::Question { inbound: &inbound, tls: arguments.tls, others: arguments.others };
+    let (inbound, others, listens) = (&inbound, arguments.others, config.listens.as_slice());
+    let question = text::Question { inbound, tls, ends: arguments.tls, others, listens };
     finish(text::explain(&loaded, &question, &mut io::stdout()))
 }
 

@@ -35,12 +35,13 @@ pub(super) async fn greet(
     }
     let Some(tls) = tls else { return Ok(None) };
     let name = tls.server_name(record.inbound.sni.as_deref()).map_err(DialError::Handshake)?;
+    let named = name.to_str().into_owned();
     let mut session = Session::client(tls.config.clone(), name)
         .map_err(|error| DialError::Handshake(format!("TLS cannot begin: {error}")))?;
     timer.as_mut().reset(Instant::now() + limit);
     match handshake::complete(&mut session, stream, timer).await {
         Ok(()) => Ok(Some(session)),
-        Err(error) => Err(explained(error, limit)),
+        Err(error) => Err(explained(error, &named, limit)),
     }
 }
 
@@ -60,8 +61,10 @@ fn header(record: &mut Record) -> Vec<u8> {
     ];
     let mut tlvs: Vec<(u8, &[u8])> =
         own.iter().filter_map(|(kind, value)| value.map(|value| (*kind, value))).collect();
-    let received = brought.map(|brought| brought.tlvs.as_slice()).unwrap_or_default();
-    let received = received.iter().filter(|_| wanted.received);
+    // Where some peers are believed, nothing that others say is passed on.
+    let anybody = record.worker.shared.real_ip_from.load().is_empty();
+    let believed = brought.filter(|brought| wanted.received && (anybody || brought.peer.is_some()));
+    let received = believed.map(|brought| brought.tlvs.as_slice()).unwrap_or_default();
     for (kind, value) in received {
         if tlvs.iter().all(|(own, _)| own != kind) {
             tlvs.push((*kind, value));
@@ -101,13 +104,18 @@ async fn send_all(
     .await
 }
 
-fn explained(error: HandshakeError, limit: Duration) -> DialError {
+fn explained(error: HandshakeError, name: &str, limit: Duration) -> DialError {
     DialError::Handshake(match error {
         HandshakeError::TimedOut => format!("no TLS handshake within {limit:?}; does the node speak TLS?"),
         HandshakeError::Closed => "closed in the TLS handshake; does the node speak TLS?".into(),
         HandshakeError::Io(error) => return DialError::System(error),
         HandshakeError::Tls(rustls::Error::InvalidMessage(error)) => {
             format!("answered with something else than TLS; is it a plain port? ({error:?})")
+        }
+        HandshakeError::Tls(error @ rustls::Error::InvalidCertificate(_)) => {
+            format!(
+                "its certificate is refused for the name {name}: {error}; see streamgate.upstream_tls, `ca` and `sni`"
+            )
         }
         HandshakeError::Tls(error) => format!("TLS handshake failed: {error}"),
     })

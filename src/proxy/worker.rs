@@ -76,7 +76,8 @@ impl Worker {
         let mut cache = self.snapshot.borrow_mut();
         let snapshot = cache.0.load();
         let Some(route) = snapshot.find(&record.inbound) else {
-            return Err((End::NoRoute, "no stream_route matches its addresses".into()));
+            let what = if record.inbound.sni.is_some() { "addresses and server name" } else { "addresses" };
+            return Err((End::NoRoute, format!("no stream_route matches its {what}")));
         };
         record.enter(route);
         let pool = snapshot.pool(&route.target)?;

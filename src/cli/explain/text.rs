@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 
 use streamgate::balance::Tried;
+use streamgate::config::Listen;
 use streamgate::resource::{Key, Kind};
-use streamgate::session::Inbound;
+use streamgate::session::{Inbound, Transport};
 use streamgate::snapshot::Route;
 
 use crate::cli::load::Loaded;
@@ -12,32 +13,35 @@ use crate::cli::load::Loaded;
 /// What is asked.
 pub(super) struct Question<'a> {
     pub(super) inbound: &'a Inbound,
-    /// Its TLS is terminated here.
+    /// The client speaks TLS.
     pub(super) tls: bool,
+    /// Its TLS ends here where no listen says otherwise.
+    pub(super) ends: bool,
     /// How many routes that fell out are listed.
     pub(super) others: usize,
+    /// Those of config.yaml.
+    pub(super) listens: &'a [Listen],
 }
 
-/// Writes the certificate, the route, the node and why every other candidate fell out.
+/// Writes the listen, the certificate, the route, the node and why every other candidate fell out.
 pub(super) fn explain(loaded: &Loaded, question: &Question<'_>, out: &mut impl Write) -> io::Result<()> {
-    let Question { inbound, tls, others } = *question;
     let snapshot = &loaded.snapshot;
-    if tls {
-        certificate(loaded, inbound.sni.as_deref(), out)?;
+    let mut inbound = question.inbound.clone();
+    if arrives(loaded, question, &mut inbound, out)? {
+        let explanation = snapshot.explain(&inbound, question.others);
+        match explanation.winner {
+            Some((_, route)) => winner(loaded, route, &inbound, out)?,
+            None => writeln!(out, "route  none: the connection would be closed (no_route)")?,
+        }
+        for other in &explanation.others {
+            writeln!(out, "not    {}: {}", title(other.value), other.why)?;
+        }
+        for rest in &explanation.rest {
+            writeln!(out, "not    {rest}")?;
+        }
     }
-    let explanation = snapshot.explain(inbound, others);
-    match explanation.winner {
-        Some((_, route)) => winner(loaded, route, inbound, out)?,
-        None => writeln!(out, "route  none: the connection would be closed (no_route)")?,
-    }
-    for other in &explanation.others {
-        writeln!(out, "not    {}: {}", title(other.value), other.why)?;
-    }
-    for rest in &explanation.rest {
-        writeln!(out, "not    {rest}")?;
-    }
-    let refused = snapshot.rejected().into_iter();
-    for refused in refused.filter(|refused| refused.key.kind == Kind::StreamRoute) {
+    let told = |kind| kind == Kind::StreamRoute || kind == Kind::Ssl && question.tls;
+    for refused in snapshot.rejected().into_iter().filter(|refused| told(refused.key.kind)) {
         writeln!(out, "rejected {}: {}", refused.key, refused.reason)?;
     }
     if loaded.from_etcd {
@@ -46,21 +50,75 @@ pub(super) fn explain(loaded: &Loaded, question: &Question<'_>, out: &mut impl W
     Ok(())
 }
 
-/// The certificate that a TLS client gets, where the listen terminates TLS.
-fn certificate(loaded: &Loaded, name: Option<&str>, out: &mut impl Write) -> io::Result<()> {
-    let Some(name) = name else {
-        return writeln!(
+/// What its listen does with the connection before there is a route; false where that is its end.
+fn arrives(
+    loaded: &Loaded,
+    question: &Question<'_>,
+    inbound: &mut Inbound,
+    out: &mut impl Write,
+) -> io::Result<bool> {
+    let server = inbound.server;
+    let here = |listen: &&Listen| {
+        let addr = listen.addr;
+        let any = addr.ip().is_unspecified() && addr.is_ipv4() == server.is_ipv4();
+        listen.transport == inbound.transport
+            && addr.port() == server.port()
+            && (any || addr.ip() == server.ip())
+    };
+    let Some(listen) = question.listens.iter().find(here) else {
+        writeln!(out, "listen none of config.yaml is {} {server}", inbound.transport.label())?;
+        return if question.ends { certificate(loaded, inbound.sni.as_deref(), out) } else { Ok(true) };
+    };
+    if inbound.transport == Transport::Udp {
+        return Ok(true);
+    }
+    if !listen.tls && !listen.tls_passthrough {
+        if question.tls {
+            writeln!(out, "listen {} does not look at TLS: the server name does not count", listen.written)?;
+            inbound.sni = None;
+        }
+        return Ok(true);
+    }
+    if !question.tls {
+        if listen.tls_passthrough {
+            return Ok(true);
+        }
+        writeln!(
             out,
-            "ssl    none: the client names no server and apisix.ssl.fallback_sni is not set (tls_no_sni)"
-        );
+            "listen {} ends TLS: a client without it is closed (tls_failed); ask with --tls",
+            listen.written
+        )?;
+        return Ok(false);
+    }
+    let passed = |route: &Route| !listen.tls || route.tls_passthrough;
+    let route = loaded.snapshot.find(inbound);
+    if listen.tls_passthrough && (!listen.tls || route.is_some_and(|route| passed(route))) {
+        writeln!(out, "listen {} passes its TLS through", listen.written)?;
+        return Ok(true);
+    }
+    certificate(loaded, inbound.sni.as_deref(), out)
+}
+
+/// The certificate that a TLS client gets where TLS is ended; false where there is none.
+fn certificate(loaded: &Loaded, name: Option<&str>, out: &mut impl Write) -> io::Result<bool> {
+    let Some(name) = name else {
+        writeln!(
+            out,
+            "ssl    none: the client names no server and apisix.ssl.fallback_sni is not set; closed: tls_no_sni"
+        )?;
+        return Ok(false);
     };
     match loaded.snapshot.certificates().find(name) {
         Some(served) if served.verifies_clients => {
-            writeln!(out, "ssl    {} for {name}; the client has to show a certificate", served.id)
+            writeln!(out, "ssl    {} for {name}; the client has to show a certificate", served.id)?;
         }
-        Some(served) => writeln!(out, "ssl    {} for {name}", served.id),
-        None => writeln!(out, "ssl    none has a certificate for {name} (tls_no_certificate)"),
+        Some(served) => writeln!(out, "ssl    {} for {name}", served.id)?,
+        None => {
+            writeln!(out, "ssl    none has a certificate for {name}; closed: tls_no_certificate")?;
+            return Ok(false);
+        }
     }
+    Ok(true)
 }
 
 fn title(route: &Route) -> String {
