@@ -191,6 +191,12 @@ fn what_a_client_offered_in_vain_is_logged() {
     s_client(gateway.tcp(0), &["-servername", "a.test", "-tls1_3", "-groups", "X448"], "alert");
     let told = detail(&mut gateway, "group");
     assert!(told.contains("versions TLSv1.3") && told.ends_with("groups x448"), "{told}");
+    let dhe = ["-servername", "a.test", "-tls1_2", "-cipher", "DHE-RSA-AES128-GCM-SHA256"];
+    s_client(gateway.tcp(0), &dhe, "alert");
+    gateway.eventually("the count", |gateway| failures(gateway, "cipher_suite") == Some(2.0));
+    let suite = "suites DHE-RSA-AES128-GCM-SHA256;";
+    gateway.eventually("the suite", |gateway| gateway.log_text().contains(suite));
+    assert!(!gateway.log_text().contains("forward secrecy"), "DHE has it");
     s_client(gateway.tcp(0), &["-servername", "a.test", "-tls1_3", "-sigalgs", "ed25519"], "alert");
     assert!(detail(&mut gateway, "signature_scheme").contains("can verify no certificate"));
 
@@ -198,6 +204,25 @@ fn what_a_client_offered_in_vain_is_logged() {
     let client = Client { believes: Some(&stranger), ..Client::default() };
     refusal(gateway.tcp(0), Some("a.test"), &client.config());
     gateway.eventually("the count", |gateway| failures(gateway, "alert") == Some(1.0));
+}
+
+#[test]
+fn a_client_of_an_older_version_hears_that_it_is_the_version() {
+    let (mut gateway, ..) = serving();
+    for (version, named) in [("-tls1", "versions TLSv1;"), ("-tls1_1", "versions TLSv1.1;")] {
+        let old = ["-servername", "a.test", version, "-cipher", "DEFAULT@SECLEVEL=0"];
+        let said = s_client(gateway.tcp(0), &old, "alert");
+        assert!(said.contains("alert protocol version"), "{said}");
+        let find = |gateway: &Gateway| {
+            let mut lines = gateway.log().into_iter();
+            lines.find(|line| line["detail"].as_str().is_some_and(|detail| detail.contains(named)))
+        };
+        gateway.eventually(named, |gateway| find(gateway).is_some());
+        let line = find(&gateway).unwrap();
+        assert_eq!((&line["end"], &line["sni"]), (&json!("tls_failed"), &json!("a.test")), "{line}");
+        assert!(line["detail"].as_str().unwrap().starts_with("version: "), "{line}");
+    }
+    assert_eq!(failures(&gateway, "version"), Some(2.0));
 }
 
 /// A handshake of its own that goes on with a session of an earlier one, and then a word.

@@ -14,14 +14,19 @@ use crate::proxy::opening::{Heard, lost};
 use crate::proxy::record::Record;
 use crate::proxy::worker::Refusal;
 use crate::session::{End, TlsFacts, TlsFailure};
-use crate::sni::hello::{Offer, parse_message};
+use crate::sni::hello::{Hello, Offer, parse_message};
 
 /// Fatal alerts as records of their own (RFC 8446 6): of a client whose hello cannot be read,
 pub(super) const DECODE_ERROR: [u8; 7] = alert(50);
 /// that names a server which is not here (RFC 6066 3),
 const UNRECOGNIZED_NAME: [u8; 7] = alert(112);
-/// and that names none (RFC 8446 9.2).
+/// that names none (RFC 8446 9.2),
 const MISSING_EXTENSION: [u8; 7] = alert(109);
+/// and that speaks only older versions.
+const PROTOCOL_VERSION: [u8; 7] = alert(70);
+
+/// The code of TLS 1.2, the oldest version that is spoken.
+const OLDEST: u16 = 0x0303;
 
 const fn alert(description: u8) -> [u8; 7] {
     [21, 3, 3, 0, 2, 2, description]
@@ -62,6 +67,14 @@ pub(super) async fn shake_hands(
         let why = format!("no ssl has a certificate for {name}");
         return Err(failed(record, TlsFailure::NoCertificate, &why));
     };
+    // The TLS library would miss other things first, which older versions do not have.
+    let older = |hello: &Hello<'_>| hello.versions().all(|version| version < OLDEST);
+    if let Some(hello) = parse_message(&heard.message).filter(older) {
+        tell(client, PROTOCOL_VERSION);
+        let why =
+            format!("the client has no TLS version that is spoken here; the client offers {}", Offer(hello));
+        return Err(failed(record, TlsFailure::Version, &why));
+    }
     let mut session = Session::server(served.config(heard.max_fragment), received)
         .map_err(|error| (End::Internal, format!("ssl {} cannot be served: {error}", served.id)))?;
     match handshake::complete(&mut session, client, timer).await {
@@ -107,8 +120,8 @@ fn refusal(record: &Record, error: HandshakeError, heard: &Heard) -> Refusal {
         // Suites without a key exchange of their own name no group.
         if failure == TlsFailure::Group && hello.groups().next().is_none() {
             failure = TlsFailure::CipherSuite;
-            why =
-                "the client has only cipher suites without forward secrecy, which are not spoken here".into();
+            why = "the client has only cipher suites without elliptic curves (RSA, DHE), which are not spoken here"
+                .into();
         }
         let _ = write!(why, "; the client offers {}", Offer(hello));
     }
