@@ -80,12 +80,13 @@ pub fn init(format: Format, level: &str, dropped: Counter) -> Result<Log, InitEr
 }
 
 /// Libraries speak at their own debug level about every frame; they stay at warn unless a full
-/// filter such as `debug,h2=debug` is given.
+/// filter such as `debug,h2=debug` is given. That of TLS warns of what a client says, a line for each
+/// client; the session log tells it too, and not without end.
 fn filter(level: &str) -> Result<EnvFilter, InitError> {
     let wrong = || InitError::Level { level: level.into() };
     let known = matches!(level, "error" | "warn" | "info" | "debug" | "trace" | "off");
     let filter = if known && !matches!(level, "error" | "off") {
-        EnvFilter::try_new(format!("warn,streamgate={level}"))
+        EnvFilter::try_new(format!("warn,rustls=error,streamgate={level}"))
     } else if known || level.contains('=') {
         EnvFilter::try_new(level)
     } else {

@@ -20,6 +20,7 @@ use peers::{connect, talk};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
 use tls::{
     Authority, Client, ONLY_TLS12, ONLY_TLS13, connection, failures, handshakes, hello, shake_hands, ssl,
     terminating, unrouted,
@@ -211,6 +212,23 @@ fn no_bytes_harm_the_gateway() {
     assert!(handshakes(&gateway, "full") >= Some(1.0));
     drop(session);
     gateway.eventually("the ends of all", |gateway| gateway.metric("streamgate_tcp_sessions") == Some(0.0));
+}
+
+#[test]
+fn nobody_floods_the_log() {
+    let pair = Authority::new("root").issue(&["a.test"]);
+    let mut gateway =
+        terminating(&[json!({"id": "1", "sni": "*", "cert": pair.cert, "key": pair.key})]).start();
+    let count = 70;
+    for _ in 0..count {
+        // A name that the TLS library takes for none, and says so itself.
+        hears(&gateway, &browser("-no.name"), true);
+    }
+    gateway.eventually("counts", |gateway| unrouted(gateway, "tls_failed") == Some(f64::from(count)));
+    // The lines of sessions are capped; nobody else may have a line for each client.
+    let strange =
+        gateway.log().into_iter().find(|line| !line["target"].as_str().unwrap().starts_with("streamgate"));
+    assert_eq!(strange, None);
 }
 
 /// A PROXY header of version 2 and a hello.

@@ -70,7 +70,10 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
 /// APISIX's default level is warn, which would hide that the gateway is ready and that HUP worked.
 fn level(configured: &str) -> String {
     match configured {
-        "warn" => "warn,streamgate::app=info,streamgate::control=info,streamgate::cli=info".into(),
+        // The TLS library as in the log's own levels.
+        "warn" => {
+            "warn,rustls=error,streamgate::app=info,streamgate::control=info,streamgate::cli=info".into()
+        }
         other => other.into(),
     }
 }
