@@ -215,6 +215,43 @@ fn no_bytes_harm_the_gateway() {
 }
 
 #[test]
+fn a_deadline_does_not_move_with_each_byte() {
+    let mut setup = serving();
+    setup.tcp = 2;
+    setup.listens = vec!["tls: true", "tls: true, proxy_protocol: true"];
+    setup.ours = "  listens:\n    \"127.0.0.1:@tcp0\": {handshake_timeout: 400ms}\n    \
+                  \"127.0.0.1:@tcp1\": {proxy_protocol_timeout: 400ms}\n"
+        .into();
+    let gateway = setup.start();
+    let hello = framed(&hello(NAME, &Client::default().config())[5..], 3);
+    for (listen, bytes) in [(0, hello), (1, b"PROXY TCP6 ffff:ffff:ffff:ffff".repeat(9))] {
+        let mut client = connect(gateway.tcp(listen)).unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let begun = Instant::now();
+        let mut bytes = bytes.iter();
+        // One byte whenever there was nothing to read for a while.
+        while client.read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it goes on for ever on listen {listen}");
+            let _ = client.write_all(&[*bytes.next().unwrap()]);
+        }
+        assert!(begun.elapsed() >= Duration::from_millis(350), "listen {listen} after {:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn a_long_hello_is_answered() {
+    let gateway = serving().start();
+    let names: Vec<String> = (0..400).map(|number| format!("protocol number {number} of too many")).collect();
+    let alpn: Vec<&str> = names.iter().map(String::as_str).collect();
+    for versions in [ONLY_TLS12, ONLY_TLS13] {
+        let client = Client { versions, alpn: &alpn, ..Client::default() };
+        assert!(hello(NAME, &client.config()).len() > 12_000);
+        let mut session = shake_hands(gateway.tcp(0), NAME, &client.config()).unwrap();
+        assert_eq!(talk(&mut session).unwrap(), "A");
+    }
+}
+
+#[test]
 fn nobody_floods_the_log() {
     let pair = Authority::new("root").issue(&["a.test"]);
     let mut gateway =
