@@ -218,7 +218,7 @@ fn tls_towards_nodes() {
 
 /// Listens with these switches, and routes for them without any certificate.
 #[track_caller]
-fn on_listen(switches: &str, route: Value, line: &str) {
+fn on_listen(switches: &str, route: &Value, line: &str) {
     let config =
         config("json", "").replace("\"127.0.0.1:0\"", &format!("{{addr: \"127.0.0.1:0\", {switches}}}"));
     let (_, text) = check(&config, &[("apisix.json", json!({"stream_routes": [route]}).to_string())]);
@@ -233,11 +233,11 @@ fn routes_that_do_not_fit_their_listens() {
         route
     };
     let passing = || route(json!({"tls_passthrough": true}));
-    on_listen("tls: true", passing(), "stream_routes/r  tls_passthrough: no listen that it can match");
-    on_listen("tls: true", passing(), "its TLS is ended there");
-    on_listen("tls: true", route(json!({})), "stream_routes/r  no ssl has a certificate for a.com");
-    on_listen("tls: true", route(json!({})), "terminates TLS and there is no certificate");
-    on_listen("proxy_protocol: true", passing(), "TLS is not looked at");
+    on_listen("tls: true", &passing(), "stream_routes/r  tls_passthrough: no listen that it can match");
+    on_listen("tls: true", &passing(), "its TLS is ended there");
+    on_listen("tls: true", &route(json!({})), "stream_routes/r  no ssl has a certificate for a.com");
+    on_listen("tls: true", &route(json!({})), "terminates TLS and there is no certificate");
+    on_listen("proxy_protocol: true", &passing(), "TLS is not looked at");
     let (code, text) =
         check_objects(&json!({"stream_routes": [{"id": "r", "upstream": {"nodes": nodes()}}]}));
     assert!(code == 0 && text.contains("0 warnings"), "{text}");

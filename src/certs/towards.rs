@@ -22,8 +22,8 @@ use crate::resource::{Identity, pem, provider};
 
 /// What a client without a server name is called towards nodes (`apisix/cli/ngx_tpl.lua:270`).
 pub const NAMELESS: &str = "apisix_backend";
-/// Names whose sessions are kept for each node.
-const SESSIONS: usize = 32;
+/// Sessions that are kept for each node: eight of each of 32 names, as the TLS library counts.
+const SESSIONS: usize = 32 * 8;
 
 /// How the nodes of each upstream are dialled.
 #[derive(Clone, Debug)]

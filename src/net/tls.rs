@@ -128,8 +128,14 @@ impl Session {
     /// Goes on with the handshake as far as what was received allows; reports whether it is over. What
     /// the peer has to be told, of an error too, is in [`Self::outgoing`].
     pub fn advance(&mut self) -> Result<bool, Error> {
-        self.turn(Then::Nothing)?;
-        Ok(!self.facts().is_handshaking())
+        let outcome = self.turn(Then::Nothing);
+        let over = !self.facts().is_handshaking();
+        match outcome {
+            // What came after the handshake is for whoever opens it to meet.
+            Err(error) if over => self.failed = Some(error),
+            outcome => outcome?,
+        }
+        Ok(over)
     }
 
     /// Receives once by `receive`, which is given a place and returns how many bytes it put there, `None`

@@ -65,15 +65,14 @@ fn header(record: &mut Record) -> Vec<u8> {
     let anybody = record.worker.shared.real_ip_from.load().is_empty();
     let believed = brought.filter(|brought| wanted.received && (anybody || brought.peer.is_some()));
     let received = believed.map(|brought| brought.tlvs.as_slice()).unwrap_or_default();
-    for (kind, value) in received {
-        if tlvs.iter().all(|(own, _)| own != kind) {
-            tlvs.push((*kind, value));
-        }
-    }
     let made: [u8; 16] = rand::random();
-    if wanted.unique_id && tlvs.iter().all(|(kind, _)| *kind != tlv::UNIQUE_ID) {
+    if wanted.unique_id && received.iter().all(|(kind, _)| *kind != tlv::UNIQUE_ID) {
         tlvs.push((tlv::UNIQUE_ID, &made));
     }
+    // Last: what does not fit is left out, and shall be theirs.
+    let own: Vec<u8> = tlvs.iter().map(|(kind, _)| *kind).collect();
+    let others = received.iter().filter(|(kind, _)| !own.contains(kind));
+    tlvs.extend(others.map(|(kind, value)| (*kind, &**value)));
     write_v2(&mut header, inbound.client, inbound.server, tlvs);
     header
 }

@@ -175,6 +175,7 @@ fn classified(error: &Error) -> (TlsFailure, String) {
                 _ => (TlsFailure::Protocol, "the client lacks something that is required"),
             }
         }
+        Error::General(_) => (TlsFailure::Protocol, "the handshake cannot be made here"),
         _ => (TlsFailure::Protocol, "the client does not keep to TLS"),
     };
     (failure, format!("{advice} ({error})"))

@@ -104,8 +104,8 @@ fn verify(header: &[u8], at: usize, value: &[u8]) -> Result<(), HeaderError> {
 /// Writes a header that tells of a TCP connection. Of two families, the IPv4 address is sent as an
 /// IPv4-mapped one.
 ///
-/// A TLV with which the header would be longer than its length field can say (65,535 bytes after the first
-/// 16) is left out. Readers take less: nginx and [`read`](super::read) 4,096 bytes in all. The first TLV of
+/// A TLV with which the header would be longer than readers take is left out: nginx and
+/// [`read`](super::read) take 4,096 bytes in all. The first TLV of
 /// kind [`CRC32C`](tlv::CRC32C) is given the sum of what is written here, whatever its value, so that the
 /// TLVs of a header that was read can be passed on; others of that kind are left out.
 pub fn write<'a>(
@@ -130,7 +130,7 @@ pub fn write<'a>(
     for (kind, value) in tlvs {
         let is_sum = kind == tlv::CRC32C;
         let value = if is_sum { &[0; size_of::<Sum>()] } else { value };
-        let fits = header.len() + TLV_HEADER + value.len() <= FIXED + usize::from(u16::MAX);
+        let fits = header.len() + TLV_HEADER + value.len() <= MOST;
         let (Ok(length), true) = (u16::try_from(value.len()), fits && !(is_sum && sum_at.is_some())) else {
             continue;
         };
@@ -286,14 +286,14 @@ mod tests {
     #[test]
     fn tlvs_that_do_not_fit_are_left_out() {
         let end: SocketAddr = "192.0.2.1:1".parse().unwrap();
-        let (oversized, large) = (vec![0; 65_536], vec![0; 65_000]);
-        let rest = vec![0; 65_535 - 12 - (TLV_HEADER + large.len()) - TLV_HEADER];
+        let (oversized, large) = (vec![0; 65_536], vec![0; 4_000]);
+        let rest = vec![0; MOST - FIXED - 12 - (TLV_HEADER + large.len()) - TLV_HEADER];
         let tlvs: [(u8, &[u8]); 5] =
             [(1, &oversized), (2, &large), (4, &large), (5, &rest), (tlv::CRC32C, b"no room")];
         let mut out = Vec::new();
         write(&mut out, end, end, tlvs);
-        assert_eq!((out.len(), &out[14..16]), (FIXED + 65_535, &[0xff, 0xff][..]));
-        assert_eq!((out[28], out[28 + 65_003]), (2, 5));
+        assert_eq!((out.len(), &out[14..16]), (MOST, &[0x0f, 0xf0][..]));
+        assert_eq!((out[28], out[28 + 4_003]), (2, 5));
     }
 
     #[test]

@@ -8,6 +8,9 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::pem;
 
+/// Certificates of a chain together, in bytes of DER: what a handshake sends has to fit 64 KiB.
+const LONGEST: usize = 56 * 1024;
+
 /// A certificate chain with its private key, ready to sign. Two are equal when their chains are: the
 /// key belongs to the first certificate.
 #[derive(Clone)]
@@ -21,6 +24,12 @@ impl Identity {
     /// A chain and the key of its first certificate. The error says why the TLS library of this
     /// program cannot serve the pair.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'static>) -> Result<Self, String> {
+        let length: usize = chain.iter().map(|certificate| certificate.len()).sum();
+        if length > LONGEST {
+            return Err(format!(
+                "its certificates are {length} bytes long; at most {LONGEST} fit a handshake here"
+            ));
+        }
         let signing = pem::servable(&chain, key)?;
         let not_after = chain.first().and_then(pem::validity).map_or(0, |(_, until)| until);
         Ok(Self { certified: Arc::new(CertifiedKey::new(chain, signing)), not_after })

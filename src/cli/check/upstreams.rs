@@ -42,7 +42,7 @@ fn tls(upstream: &Upstream, found: &mut Found<'_>) {
     if upstream.scheme == Scheme::Tls {
         found.changes(
             "SG-087",
-            "scheme tls: nodes that have only static-RSA, DHE or CBC suites, or TLS 1.1, cannot be reached",
+            "scheme tls: nodes that have only static-RSA, DHE or CBC suites, or TLS 1.1, cannot be reached by TCP",
         );
     }
 }
