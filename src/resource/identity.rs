@@ -59,3 +59,19 @@ impl PartialEq for Identity {
         Arc::ptr_eq(&self.certified, &other.certified) || self.certified.cert == other.certified.cert
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_that_no_handshake_takes_is_refused() {
+        let made = rcgen::generate_simple_self_signed(["a.com".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let leaf = made.cert.der();
+        let fitting = LONGEST / leaf.len();
+        assert!(Identity::new(vec![leaf.clone(); fitting], &key).is_ok());
+        let why = Identity::new(vec![leaf.clone(); fitting + 1], &key).unwrap_err();
+        assert!(why.contains("at most 57344 fit a handshake"), "{why}");
+    }
+}
