@@ -118,14 +118,6 @@ nginx_config: {{worker_processes: 2}}
     text
 }
 
-/// What `binary` says is not built yet of what this config.yaml asks for, in a sentence; none where all is
-/// there.
-pub fn unbuilt(binary: &Path, config: &Path) -> io::Result<Option<String>> {
-    let output = Command::new(binary).args(["check", "--config-only", "-c"]).arg(config).output()?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    Ok(said.lines().find(|line| line.contains(" not built yet")).map(str::to_owned))
-}
-
 /// Connects.
 pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, LIMIT)?;

@@ -18,9 +18,8 @@ use crate::compare::tls::client::Clients;
 use crate::compare::usage::Tree;
 use crate::echo;
 use crate::figures::Figure;
-use crate::gateway::{Gateway, LIMIT, Ports, http_get, unbuilt};
+use crate::gateway::{Gateway, LIMIT, Ports, http_get};
 use crate::process::until;
-use crate::verdict::say;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -36,7 +35,7 @@ const LIMITS: (f64, f64) = (5.0, 200.0);
 /// Measures gateways with `count` certificates, in so many rounds each time: with an ECDSA key for each, then
 /// with one RSA key for all.
 pub fn measure(binary: &Path, count: usize, rounds: usize) -> Outcome<Vec<Figure>> {
-    let bench = Bench { binary, tls: has_tls(binary)? };
+    let bench = Bench { binary };
     let name = |index| format!("host{index}.example.com");
     let own_keys =
         (0..count).map(|index| Certificate::ecdsa(&name(index))).collect::<io::Result<Vec<_>>>()?;
@@ -62,21 +61,8 @@ pub fn measure(binary: &Path, count: usize, rounds: usize) -> Outcome<Vec<Figure
     Ok(figures)
 }
 
-/// Reports whether this gateway has TLS listens; where it says that they are not built, tells so.
-fn has_tls(binary: &Path) -> Outcome<bool> {
-    let folder = tempfile::tempdir()?;
-    let config = folder.path().join("config.yaml");
-    fs::write(&config, config_text(Ports::choose()?, true).to_string())?;
-    let missing = unbuilt(binary, &config)?;
-    if let Some(why) = &missing {
-        say(format_args!("no certificate is asked for: {why}"));
-    }
-    Ok(missing.is_none())
-}
-
 struct Bench<'a> {
     binary: &'a Path,
-    tls: bool,
 }
 
 /// What one start took.
@@ -96,7 +82,7 @@ impl Bench<'_> {
         let beside = folder.path().join("conf");
         fs::create_dir_all(&beside)?;
         fs::write(beside.join("apisix.json"), objects(ports, upstream, certificates).to_string())?;
-        let text = config_text(ports, self.tls).to_string();
+        let text = config_text(ports).to_string();
 
         let begun = SystemTime::now();
         let mut gateway = Gateway::start_with(self.binary, folder.path(), &text, ports)?;
@@ -107,9 +93,7 @@ impl Bench<'_> {
         none_refused(ports)?;
         sleep(SETTLE);
         let resident = tree.resident_bytes()?;
-        if self.tls {
-            ask(ports, certificates)?;
-        }
+        ask(ports, certificates)?;
         Ok(Start { ready, cpu, resident })
     }
 }
@@ -138,10 +122,10 @@ fn none_refused(ports: Ports) -> Outcome<()> {
     Ok(())
 }
 
-fn config_text(ports: Ports, tls: bool) -> Value {
+fn config_text(ports: Ports) -> Value {
     let Ports { tcp, metrics, .. } = ports;
     json!({
-        "apisix": {"proxy_mode": "stream", "stream_proxy": {"tcp": [{"addr": tcp, "tls": tls}]}},
+        "apisix": {"proxy_mode": "stream", "stream_proxy": {"tcp": [{"addr": tcp, "tls": true}]}},
         "deployment": {"role": "data_plane", "role_data_plane": {"config_provider": "json"}},
         "plugin_attr": {"prometheus": {"export_addr": {"ip": metrics.ip(), "port": metrics.port()}}},
         "nginx_config": {"worker_processes": 2},

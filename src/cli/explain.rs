@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use streamgate::session::{Inbound, Transport};
+use streamgate::sni::hello::normalized;
 
 use super::{ConfigFile, MISTAKE, complain, load, validate};
 
@@ -121,6 +122,6 @@ fn finish(written: io::Result<()>) -> ExitCode {
 
 /// A server name as routes see it: lower case, without its final dot; none where it is empty.
 fn server_name(text: &str) -> Option<Arc<str>> {
-    let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    let name = normalized(text);
     (!name.is_empty()).then(|| name.into())
 }

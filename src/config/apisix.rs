@@ -12,6 +12,7 @@ use super::Listen;
 use super::SslConfig;
 use super::files::Files;
 use super::read::Node;
+use crate::sni::hello::normalized;
 
 /// Where systems keep their CA bundle (`apisix/cli/util.lua:140-147`).
 const SYSTEM_BUNDLES: &[&str] = &[
@@ -100,7 +101,7 @@ pub(super) fn ssl(apisix: &Node<'_>, files: &Files<'_>) -> SslConfig {
 /// (`apisix/ssl.lua:39-56`).
 fn fallback_sni(node: &Node<'_>) -> Option<Box<str>> {
     let text = node.string()?;
-    let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    let name = normalized(text);
     if name.is_empty() {
         node.mistake(format!(
             "is {text:?}, which is no name; leave the key out to refuse TLS clients that send none"

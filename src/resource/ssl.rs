@@ -8,6 +8,7 @@ use super::document::{Document, is_reference};
 use super::reference::resolve;
 use super::rules::{Notes, Rejection, Rules};
 use super::{ClientAuth, Identity, Names, Ssl, Versions, pem};
+use crate::sni::hello::normalized;
 
 pub(super) fn parse(
     rules: &Rules,
@@ -159,9 +160,9 @@ fn versions(fields: &Document, notes: &mut Notes) -> Versions {
 
 /// Lower case and without the final dot (`apisix/ssl/router/radixtree_sni.lua:288`).
 fn names(fields: &Document) -> Names {
-    let normalized = |name: &str| name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase().into();
+    let boxed = |name: &str| normalized(name).into();
     match fields.text("sni") {
-        Some(sni) => Names::One(normalized(sni)),
-        None => Names::Listed(fields.texts("snis").into_iter().map(normalized).collect()),
+        Some(sni) => Names::One(boxed(sni)),
+        None => Names::Listed(fields.texts("snis").into_iter().map(boxed).collect()),
     }
 }

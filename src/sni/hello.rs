@@ -12,7 +12,7 @@ mod message;
 mod names;
 mod offer;
 
-pub use message::{Hello, parse_message};
+pub use message::{Hello, normalized, parse_message};
 pub use offer::Offer;
 
 /// First bytes that are read for a hello at most: record headers included.

@@ -18,7 +18,6 @@ use streamgate_conformance::compare::proxy::{Proxy, Setting};
 use streamgate_conformance::compare::report::{Report, put_into};
 use streamgate_conformance::compare::results::Results;
 use streamgate_conformance::compare::round::{self, Sample};
-use streamgate_conformance::compare::tls;
 use streamgate_conformance::figures::short;
 use streamgate_conformance::machine::Machine;
 use streamgate_conformance::verdict::{conclude, say};
@@ -63,8 +62,6 @@ struct Options {
     write: Option<PathBuf>,
     /// This process is the first of the namespaces of a round.
     inside: bool,
-    /// Why the works over TLS are left out, where they are.
-    without_tls: Option<String>,
 }
 
 impl Options {
@@ -94,11 +91,7 @@ impl Options {
         if installed {
             plan.proxies.retain(|proxy| proxy.program(&gateway).is_some());
         }
-        let without_tls = if plan.asks_for_tls() { tls::unbuilt(&gateway)? } else { None };
-        if without_tls.is_some() {
-            plan.works.retain(|work| !work.is_of_tls());
-        }
-        Ok(Self { gateway, plan, report, json, write, inside, without_tls })
+        Ok(Self { gateway, plan, report, json, write, inside })
     }
 
     /// The folder of configurations and logs; they stay for whoever asks what a proxy said.
@@ -130,9 +123,6 @@ fn run(arguments: &[String]) -> Outcome<bool> {
     }
     let machine = Machine::this();
     say(format_args!("{machine}, load {}", Machine::load()));
-    if let Some(why) = &options.without_tls {
-        say(format_args!("works over TLS are left out: {why}"));
-    }
     let mut results = Results::default();
     for number in 0..options.plan.rounds {
         outside(&options, number, arguments, &mut results)?;

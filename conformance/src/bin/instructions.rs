@@ -15,7 +15,6 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use streamgate_conformance::compare::tls;
 use streamgate_conformance::counted::{
     Stage, connections, datagrams, handshakes, megabytes, megabytes_passed_on, requests,
 };
@@ -45,8 +44,6 @@ struct Kind {
     /// How much of it is done in every run, so that nothing is counted that happens only at first.
     warm_up: u32,
     bound: Bound,
-    /// It needs listens for TLS.
-    tls: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -65,10 +62,9 @@ const KINDS: [Kind; 6] = [
     kind("megabyte", megabytes, MEGABYTES, 8),
     Kind {
         bound: Bound::Beside("megabyte", 3),
-        tls: true,
         ..kind("megabyte-passed-on", megabytes_passed_on, MEGABYTES, 8)
     },
-    Kind { tls: true, ..kind("tls-handshake", handshakes, 200, 20) },
+    kind("tls-handshake", handshakes, 200, 20),
 ];
 
 const fn kind(
@@ -77,7 +73,7 @@ const fn kind(
     amount: u32,
     warm_up: u32,
 ) -> Kind {
-    Kind { name, work, amount, warm_up, bound: Bound::Recorded, tls: false }
+    Kind { name, work, amount, warm_up, bound: Bound::Recorded }
 }
 
 fn main() -> ExitCode {
@@ -94,15 +90,11 @@ fn run(arguments: &[String]) -> Outcome<bool> {
     if find("valgrind").is_none() {
         return Err("valgrind is not installed; scripts/deps.sh installs it".into());
     }
-    let mut bench = Bench { gateway: Path::new(gateway), without_tls: None, idle: 0 };
-    bench.without_tls = tls::unbuilt(bench.gateway)?;
-    if let Some(why) = &bench.without_tls {
-        say(format_args!("what needs TLS is left out: {why}"));
-    }
+    let mut bench = Bench { gateway: Path::new(gateway), idle: 0 };
     bench.idle = bench.count(None)?;
     let text = if update { String::new() } else { read(bounds)? };
     let (mut held, mut figures) = (true, Vec::new());
-    for kind in bench.kinds() {
+    for kind in KINDS {
         let bound = match bound(kind, &text, &figures) {
             None if !update => {
                 let name = kind.name;
@@ -182,18 +174,11 @@ fn bounds_text(figures: &[(&str, u64)]) -> String {
 /// A gateway to count of.
 struct Bench<'a> {
     gateway: &'a Path,
-    /// Why kinds that need TLS are left out, where they are.
-    without_tls: Option<String>,
     /// What a run without work takes.
     idle: u64,
 }
 
 impl Bench<'_> {
-    fn kinds(&self) -> impl Iterator<Item = Kind> {
-        let tls = self.without_tls.is_none();
-        KINDS.into_iter().filter(move |kind| tls || !kind.tls)
-    }
-
     /// Instructions for one of a kind: the least of some runs, or the first that keeps the bound.
     fn least(&self, kind: Kind, bound: u64) -> Outcome<u64> {
         let mut least = u64::MAX;
@@ -211,7 +196,7 @@ impl Bench<'_> {
     fn count(&self, kind: Option<Kind>) -> Outcome<u64> {
         let folder = tempfile::tempdir()?;
         let stage = Stage::new()?;
-        let config = stage.write_config(folder.path(), self.without_tls.is_none())?;
+        let config = stage.write_config(folder.path())?;
         let profile = folder.path().join("profile");
         let log = folder.path().join("log");
         let mut command = Command::new("valgrind");
@@ -220,7 +205,7 @@ impl Bench<'_> {
         command.arg(self.gateway).arg("run").arg("-c").arg(config);
         let mut process = Process::start(&mut command, &log)?;
         let outcome = until(START, || connections(&stage, 1)).and_then(|()| {
-            self.kinds().try_for_each(|kind| (kind.work)(&stage, kind.warm_up))?;
+            KINDS.into_iter().try_for_each(|kind| (kind.work)(&stage, kind.warm_up))?;
             kind.map_or(Ok(()), |kind| (kind.work)(&stage, kind.amount))
         });
         let log = || fs::read_to_string(&log).unwrap_or_default();

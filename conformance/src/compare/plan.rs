@@ -39,12 +39,6 @@ impl Default for Plan {
 }
 
 impl Plan {
-    /// Reports whether streamgate is to do a work over TLS.
-    #[must_use]
-    pub fn asks_for_tls(&self) -> bool {
-        self.proxies.contains(&Proxy::Streamgate) && self.works.iter().any(|work| work.is_of_tls())
-    }
-
     /// Reports whether all proxies do all works with nothing in their way: what a document shows.
     #[must_use]
     pub fn is_whole(&self) -> bool {

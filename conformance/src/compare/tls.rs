@@ -5,19 +5,16 @@
 //! records on the other side are like.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::net::SocketAddr;
 
 use self::client::Clients;
 use super::client::{Progress, download, upload};
 use super::metric::{Metric, Work};
 use super::plan::Plan;
-use super::proxy::config::set_up;
-use super::proxy::{Proxy, Running, Stage};
+use super::proxy::Running;
 use super::round::{Measured, Values, hold, measure};
 use super::upstream::{DRAIN, ECHO, SOURCE};
 use crate::certificate::Certificate;
-use crate::gateway;
 
 pub mod client;
 
@@ -27,15 +24,6 @@ pub const NAME: &str = "bench.test";
 pub const PASSTHROUGH: u16 = 100;
 /// How far above it listens for plain TCP.
 pub const PLAIN: u16 = 200;
-
-/// What this gateway says is not built of what it is set up for here, in a sentence; none where all is there.
-pub fn unbuilt(gateway: &Path) -> io::Result<Option<String>> {
-    let folder = tempfile::tempdir()?;
-    let stage = Stage::Tls(&Certificate::ecdsa(NAME)?);
-    let arguments = set_up(Proxy::Streamgate, stage, folder.path(), [Ipv4Addr::LOCALHOST; 2])?;
-    let config = arguments.last().map_or(folder.path(), Path::new);
-    gateway::unbuilt(gateway, config)
-}
 
 pub(super) fn does(
     proxy: &Running,

@@ -30,6 +30,13 @@ pub struct Hello<'a> {
     max_fragment_length: Option<u16>,
 }
 
+/// A server name in the form in which names are compared: lower case, without one final dot
+/// (`apisix/ssl.lua:39`). May be empty.
+#[must_use]
+pub fn normalized(name: &str) -> String {
+    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
+}
+
 /// Parses a kept handshake message again; `None` where it is not one.
 #[must_use]
 pub fn parse_message(message: &[u8]) -> Option<Hello<'_>> {
@@ -111,9 +118,7 @@ impl<'a> Hello<'a> {
     /// (`apisix/ssl.lua:39`).
     #[must_use]
     pub fn normalized_name(&self) -> Option<String> {
-        let name = self.server_name?;
-        let name = name.strip_suffix('.').unwrap_or(name);
-        (!name.is_empty()).then(|| name.to_ascii_lowercase())
+        Some(normalized(self.server_name?)).filter(|name| !name.is_empty())
     }
 
     /// The application protocols offered, the client's favourite first (RFC 7301 3.1).
