@@ -27,6 +27,8 @@ fn pool(balancer: &Balancer) -> Pool {
         priority: 0,
         stats: Arc::default(),
         tls: None,
+        health: None,
+        leash: None,
     };
     let settings = PoolSettings {
         timeouts: Timeouts::default(),
@@ -34,6 +36,7 @@ fn pool(balancer: &Balancer) -> Pool {
         retry_timeout: None,
         unfit: None,
         pending: false,
+        close_on_down: 0,
     };
     Pool::new("u".into(), balancer, settings, (0..100).map(node).collect(), 7)
 }
@@ -50,9 +53,15 @@ fn pick(c: &mut Criterion) {
     for (name, balancer) in balancers {
         let pool = pool(&balancer);
         c.bench_function(&format!("pick of 100, {name}"), |b| {
-            b.iter(|| black_box(pool.pick(&inbound, |node| node.weight < 9, &mut Tried::default())));
+            b.iter(|| {
+                black_box(pool.pick_where(&inbound, now(), |node| node.weight < 9, &mut Tried::default()))
+            });
         });
     }
+}
+
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 criterion_group!(benches, pick);

@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::addr::IpMatcher;
 use crate::admin::{self, Admin, Pages, Parts, apisix_metrics};
-use crate::certs::towards::Towards;
 use crate::config::{Config, Source};
 use crate::control::{self, Control};
+use crate::discovery;
 use crate::drain::Drain;
 use crate::live::node_state::NodeState;
 use crate::live::source_status::SourceStatus;
@@ -31,7 +31,7 @@ use crate::net::{bind, limits};
 use crate::proxy::{Crew, ListenError, Listens, Opened, PIPE_SIZE, Shared, Workers};
 use crate::resolve;
 use crate::session::Transport;
-use crate::snapshot::{Builder, Published};
+use crate::snapshot::{Builder, Published, UpstreamSettings};
 use crate::source;
 use crate::store::Store;
 
@@ -111,18 +111,15 @@ impl Gateway {
         tokio::spawn(admin::upkeep(admin, background.clone()));
 
         let (first, first_state) = oneshot::channel();
-        let (wanted, names) = watch::channel(Arc::from([]));
-        let control = Control {
-            store: Store::new(config.rules.clone()),
-            builder: Builder::new(Arc::new(Live::default()), rand::random())
-                .with_towards(Towards::new(&config.upstream_tls)),
+        let loop_of = Following {
             published: published.clone(),
-            wanted,
             metrics,
             state: state.clone(),
-            first: Some(first),
+            status,
+            first,
+            accepted,
         };
-        follow(&config, control, accepted, (names, status), &background);
+        follow(&config, loop_of, &background);
         Ok(Self {
             config,
             published,
@@ -224,18 +221,40 @@ impl Gateway {
     }
 }
 
-/// Starts what turns the source's changes into snapshots.
-fn follow(
-    config: &Config,
-    control: Control,
+/// What turns the source's changes into snapshots shares with the rest of the gateway.
+struct Following {
+    published: Published,
+    metrics: Metrics,
+    state: Arc<NodeState>,
+    status: Arc<SourceStatus>,
+    /// Told of the first full state.
+    first: oneshot::Sender<()>,
+    /// An operator accepts a held read.
     accepted: mpsc::Receiver<()>,
-    (names, status): (watch::Receiver<control::Names>, Arc<SourceStatus>),
-    stop: &CancellationToken,
-) {
+}
+
+/// Starts it, and what keeps the snapshots up to date otherwise.
+fn follow(config: &Config, with: Following, stop: &CancellationToken) {
     let (events, received) = mpsc::channel(EVENTS);
-    tokio::spawn(control::run(control, received, accepted, stop.clone()));
+    let (wanted, names) = watch::channel(Arc::from([]));
+    let (wanted_services, services) = watch::channel(Arc::from([]));
+    let (changed, _changes) = watch::channel(());
+    let builder = Builder::new(Arc::new(Live::default()), rand::random());
+    let control = Control {
+        store: Store::new(config.rules.clone()),
+        builder: builder.with_settings(UpstreamSettings::new(config)),
+        published: with.published,
+        wanted,
+        wanted_services,
+        changed,
+        metrics: with.metrics,
+        state: with.state,
+        first: Some(with.first),
+    };
+    tokio::spawn(control::run(control, received, with.accepted, stop.clone()));
+    tokio::spawn(discovery::run(services, events.clone(), stop.clone()));
     tokio::spawn(resolve::run(config.dns.clone(), names, events.clone(), stop.clone()));
-    let (from, stop) = (config.source.clone(), stop.clone());
+    let (from, status, stop) = (config.source.clone(), with.status, stop.clone());
     tokio::spawn(async move { source::run(&from, events, status, stop).await });
 }
 

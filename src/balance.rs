@@ -9,6 +9,7 @@
 //! the whole process (APISIX: of each worker). Sessions in flight are counted in [`Stats`], which
 //! outlive the pool: a changed upstream goes on with the counts it has.
 
+mod checked;
 mod ring;
 mod set;
 mod template;
@@ -16,12 +17,15 @@ mod turns;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::certs::towards::NodeTls;
+use crate::drain::Leash;
+use crate::health::Cell;
 use crate::live::Stats;
 use crate::resource::{Balancer, HashKey, Timeouts};
 use crate::session::Inbound;
+pub use checked::{Checked, Target};
 use set::{Method, Set};
 pub use template::Template;
 
@@ -40,6 +44,18 @@ pub struct PoolNode {
     pub stats: Arc<Stats>,
     /// How TLS is spoken with it, where the upstream's scheme is tls.
     pub tls: Option<Arc<NodeTls>>,
+    /// What health checks say of it, where the upstream has any.
+    pub health: Option<Arc<Cell>>,
+    /// The leash of its sessions, where they end when it goes down or leaves the upstream.
+    pub leash: Option<Arc<Leash>>,
+}
+
+impl PoolNode {
+    /// Reports whether health checks let it through.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.health.as_ref().is_none_or(|health| health.is_usable())
+    }
 }
 
 /// How the nodes of a pool are tried and dialled.
@@ -55,6 +71,8 @@ pub struct PoolSettings {
     pub unfit: Option<Arc<str>>,
     /// Some node is a name without an answer yet: sessions that find no node wait for it.
     pub pending: bool,
+    /// Sessions a second that are closed when their node goes down or leaves the upstream; 0: none.
+    pub close_on_down: u32,
 }
 
 /// An upstream ready for sessions: its nodes with their addresses, and the state of its balancer.
@@ -72,6 +90,7 @@ pub struct Pool {
     key: Option<Key>,
     degraded: Option<String>,
     method: Method,
+    checked: Option<Checked>,
 }
 
 /// The nodes of one priority.
@@ -124,7 +143,8 @@ impl Pool {
         seed: u64,
     ) -> Self {
         let method = match balancer {
-            Balancer::RoundRobin | Balancer::Ewma | Balancer::Unknown(_) => Method::Turns,
+            Balancer::RoundRobin | Balancer::Unknown(_) => Method::Turns,
+            Balancer::Ewma => Method::Fastest,
             Balancer::Chash(_) => Method::Hash,
             Balancer::LeastConn => Method::Fewest,
         };
@@ -135,7 +155,19 @@ impl Pool {
             priorities.into_iter().map(|priority| Group::new(&nodes, priority, method, seed)).collect();
         let coarse = groups.iter().any(|group| group.weighted.is_coarse());
         let degraded = degraded(balancer, coarse);
-        Self { id, settings, nodes, groups, key: Key::of(balancer), degraded, method }
+        Self { id, settings, nodes, groups, key: Key::of(balancer), degraded, method, checked: None }
+    }
+
+    /// The same, with health checks.
+    #[must_use]
+    pub fn with_checks(self, checked: Checked) -> Self {
+        Self { checked: Some(checked), ..self }
+    }
+
+    /// Its health checks.
+    #[must_use]
+    pub fn checked(&self) -> Option<&Checked> {
+        self.checked.as_ref()
     }
 
     /// The nodes in their configured order.
@@ -151,6 +183,7 @@ impl Pool {
             Method::Turns => "roundrobin",
             Method::Hash => "chash",
             Method::Fewest => "least_conn",
+            Method::Fastest => "ewma",
         }
     }
 
@@ -160,21 +193,40 @@ impl Pool {
         self.degraded.as_deref()
     }
 
-    /// The node for a session that tried `tried` in vain, which is noted there.
-    /// `usable` tells which nodes health checks let through; where none is, all are used. It is asked
-    /// with the balancer's lock held: it must be quick and not pick.
+    /// The node for a session that tried `tried` in vain, which is noted there. Nodes that health checks
+    /// took out are left out, unless all are; that is counted.
     ///
     /// `None` where every node was tried; a node that is alone is given again and again, as APISIX
     /// does, so callers count attempts.
-    pub fn pick(
+    pub fn pick(&self, inbound: &Inbound, now: Instant, tried: &mut Tried) -> Option<Picked> {
+        match &self.checked {
+            // Asking each node costs more than the choice.
+            Some(checked) if checked.stats.down.count() > 0 => {
+                let picked = self.pick_where(inbound, now, PoolNode::is_usable, tried);
+                if picked.as_ref().is_some_and(|picked| self.nodes.len() > 1 && !picked.node.is_usable()) {
+                    checked.stats.all_down.add_one();
+                }
+                picked
+            }
+            _ => self.pick_where(inbound, now, |_| true, tried),
+        }
+    }
+
+    /// The same, with another opinion of which nodes are usable. It is asked with the balancer's lock
+    /// held: it must be quick and not pick.
+    pub fn pick_where(
         &self,
         inbound: &Inbound,
+        now: Instant,
         usable: impl Fn(&PoolNode) -> bool,
         tried: &mut Tried,
     ) -> Option<Picked> {
         let picked = match &*self.nodes {
             [alone] => Some(Picked::new(alone)),
-            nodes => self.choose(nodes, inbound, usable, tried),
+            nodes => {
+                let wanted = Wanted { hash: self.key.as_ref().map_or(0, |key| key.hash(inbound)), now };
+                self.choose(nodes, wanted, usable, tried)
+            }
         }?;
         tried.note(&picked.node);
         Some(picked)
@@ -183,20 +235,19 @@ impl Pool {
     fn choose(
         &self,
         nodes: &[PoolNode],
-        inbound: &Inbound,
+        wanted: Wanted,
         usable: impl Fn(&PoolNode) -> bool,
         tried: &Tried,
     ) -> Option<Picked> {
-        let hash = self.key.as_ref().map_or(0, |key| key.hash(inbound));
         // Nearly always some node is well and none was tried.
         if tried.is_empty()
-            && let Some(picked) = self.among(nodes, &usable, &usable, hash)
+            && let Some(picked) = self.among(nodes, &usable, &usable, wanted)
         {
             return Some(picked);
         }
         let filtered = nodes.iter().any(&usable);
         let healthy = |node: &PoolNode| !filtered || usable(node);
-        self.among(nodes, healthy, |node| !tried.contains(node) && healthy(node), hash)
+        self.among(nodes, healthy, |node| !tried.contains(node) && healthy(node), wanted)
     }
 
     fn among(
@@ -204,10 +255,19 @@ impl Pool {
         nodes: &[PoolNode],
         healthy: impl Fn(&PoolNode) -> bool,
         candidate: impl Fn(&PoolNode) -> bool,
-        hash: u32,
+        wanted: Wanted,
     ) -> Option<Picked> {
-        self.groups.iter().find_map(|group| group.set(nodes, &healthy).pick(nodes, &candidate, hash))
+        self.groups.iter().find_map(|group| group.set(nodes, &healthy).pick(nodes, &candidate, wanted))
     }
+}
+
+/// What a session brings to the choice.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    /// Of its key, for chash.
+    hash: u32,
+    /// For ewma.
+    now: Instant,
 }
 
 impl Group {
@@ -307,12 +367,9 @@ impl Drop for Assigned {
 
 fn degraded(balancer: &Balancer, coarse: bool) -> Option<String> {
     match balancer {
-        Balancer::Ewma => {
-            Some("type ewma is not built into this version; sessions are spread by roundrobin".into())
-        }
         Balancer::Unknown(name) => Some(format!(
             "type `{name}` is no balancer, APISIX fails every session of it; sessions are spread by roundrobin; \
-             set roundrobin, chash or least_conn"
+             set roundrobin, chash, least_conn or ewma"
         )),
         Balancer::Chash(_) if coarse => Some(
             "the weights make a hash ring too large, keys are placed otherwise than by APISIX; \

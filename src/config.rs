@@ -9,6 +9,7 @@ mod changes;
 mod defaults;
 mod deployment;
 mod env;
+mod extensions;
 mod files;
 mod known;
 mod listen;
@@ -27,6 +28,7 @@ mod upstream_tls;
 pub mod variables;
 mod yaml;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -35,6 +37,8 @@ use std::time::Duration;
 
 pub use self::env::Environment;
 pub use self::env::Variables;
+pub use self::extensions::CLOSED_A_SECOND;
+pub use self::extensions::Extensions;
 pub use self::load::load;
 pub use self::report::Mistake;
 pub use self::report::Mistakes;
@@ -60,6 +64,8 @@ pub struct Config {
     pub ssl: SslConfig,
     /// `streamgate.upstream_tls` and `streamgate.upstreams`: how nodes of scheme `tls` are dialled.
     pub upstream_tls: UpstreamTlsConfig,
+    /// `streamgate.upstreams`, without `tls`: by id, as in `upstream_tls`.
+    pub extensions: BTreeMap<Arc<str>, Extensions>,
     /// The metrics server; absent where `enable_export_server` is false.
     pub prometheus: Option<Prometheus>,
     /// `apisix.status`: the `/status` server.

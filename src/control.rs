@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::live::node_state::{HeldRead, NodeState};
 use crate::metrics::Metrics;
-use crate::resource::Kind;
+use crate::resource::{Discovery, Kind};
 use crate::snapshot::{Builder, Published, Snapshot};
 use crate::store::{Batch, Changes, Rejected, Store};
 
@@ -28,6 +28,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// another: a reader that missed the time between still sees that its addresses were forgotten.
 pub type Names = Arc<[Arc<str>]>;
 
+/// Services of registries, sorted; as for [`Names`].
+pub type Services = Arc<[Arc<Discovery>]>;
+
 /// What the loop works on.
 #[derive(Debug)]
 pub struct Control {
@@ -39,6 +42,10 @@ pub struct Control {
     pub published: Published,
     /// Names worth resolving, for the resolver.
     pub wanted: watch::Sender<Names>,
+    /// Services worth asking registries for.
+    pub wanted_services: watch::Sender<Services>,
+    /// Told after each publication: whoever keeps something for each pool looks at the snapshot anew.
+    pub changed: watch::Sender<()>,
     /// Counts publications.
     pub metrics: Metrics,
     /// Shows what is held back.
@@ -87,6 +94,7 @@ impl Control {
             let changes = self.store.apply(batch, now);
             all.keys.extend(changes.keys);
             all.names.extend(changes.names);
+            all.services.extend(changes.services);
             all.refused.extend(changes.refused);
         }
         if let Some(held) = self.store.held().filter(|_| held_before.is_none()) {
@@ -134,7 +142,14 @@ impl Control {
         if self.builder.names_changed() {
             self.want_names();
         }
-        // An answer that came too late.
+        if self.builder.services_changed() {
+            self.want_services();
+        }
+        self.changed.send_replace(());
+        // Answers that came too late.
+        for service in changes.services.iter().filter(|service| !self.builder.wants_service(service)) {
+            self.store.forget_service(service);
+        }
         for name in changes.names.iter().filter(|name| !self.builder.wants_name(name)) {
             self.store.forget_name(name);
         }
@@ -148,16 +163,15 @@ impl Control {
 
     /// Tells the resolver which names count now, and forgets the addresses of the others.
     fn want_names(&mut self) {
-        let mut names: Vec<Arc<str>> = self.builder.wanted_names().cloned().collect();
-        names.sort();
-        self.wanted.send_if_modified(|wanted| {
-            let changed = **wanted != *names;
-            if changed {
-                *wanted = names.iter().map(|name| kept(wanted, name).unwrap_or(name).clone()).collect();
-            }
-            changed
-        });
+        let names = replace(&self.wanted, self.builder.wanted_names().cloned().collect());
         self.store.retain_names(|name| names.binary_search_by(|other| (**other).cmp(name)).is_ok());
+    }
+
+    /// The same for services.
+    fn want_services(&mut self) {
+        let services = replace(&self.wanted_services, self.builder.wanted_services().cloned().collect());
+        self.store
+            .retain_services(|service| services.binary_search_by(|other| (**other).cmp(service)).is_ok());
     }
 
     fn obey(&mut self, retired: &mut Vec<Arc<Snapshot>>) {
@@ -224,9 +238,22 @@ impl Control {
     }
 }
 
-/// The allocation of `name` in a sorted list.
-fn kept<'a>(list: &'a [Arc<str>], name: &Arc<str>) -> Option<&'a Arc<str>> {
-    list.get(list.binary_search(name).ok()?)
+/// Tells a list where it is another one than before; what stays keeps its allocation.
+fn replace<T: ?Sized + Ord>(list: &watch::Sender<Arc<[Arc<T>]>>, mut now: Vec<Arc<T>>) -> Vec<Arc<T>> {
+    now.sort();
+    list.send_if_modified(|before| {
+        let changed = **before != *now;
+        if changed {
+            *before = now.iter().map(|one| kept(before, one).unwrap_or(one).clone()).collect();
+        }
+        changed
+    });
+    now
+}
+
+/// The allocation of `one` in a sorted list.
+fn kept<'a, T: ?Sized + Ord>(list: &'a [Arc<T>], one: &Arc<T>) -> Option<&'a Arc<T>> {
+    list.get(list.binary_search(one).ok()?)
 }
 
 /// Refused objects that a stream_route reaches: what only HTTP uses is not ours to complain of.
@@ -265,6 +292,8 @@ mod tests {
             builder: Builder::new(Arc::new(Live::default()), 0),
             published: Published::default(),
             wanted,
+            wanted_services: watch::channel(Services::from([])).0,
+            changed: watch::channel(()).0,
             metrics: Metrics::new(&[], ""),
             state: Arc::new(NodeState::new("etcd", 0, status)),
             first: None,

@@ -3,10 +3,14 @@
 //! One [`Drain`] gives the signal, every [`Watch`] hears it, and [`Drain::finished`] waits until the
 //! last `Watch` is dropped. Whoever must be waited for holds one: the workers do, for their sessions.
 
+mod leash;
+
 use std::future;
 
 use tokio::sync::watch;
 use tokio::time::{self, Instant};
+
+pub use leash::Leash;
 
 /// How far a stop has come; it never goes back.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

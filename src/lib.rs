@@ -7,7 +7,7 @@
 //!
 //! - [`addr`] networks and `host:port`; [`sni`] server names; [`number`] numbers as Lua reads them;
 //!   [`persistent`] collections whose clones share; [`drain`] the stop signal; [`metrics`] what a node counts
-//! - [`session`] what is known of a client and how its session ended
+//! - [`session`] what is known of a client and how its session ended; [`health`] results of checks to states
 //! - [`proxy_protocol`] who a connection comes from, told by a proxy in front; [`live`] statistics that
 //!   outlive snapshots
 //! - [`config`] config.yaml; [`expr`] filter expressions; [`flow`] the table of UDP associations
@@ -17,7 +17,8 @@
 //! - [`store`] the last good version of every object
 //! - [`snapshot`] the immutable state that sessions are routed by
 //! - [`net`] listening sockets, connections to nodes, limits of the process
-//! - [`source`] changes of objects, from etcd or a file; [`resolve`] names to addresses; [`control`]
+//! - [`source`] changes of objects, from etcd or a file; [`resolve`] names to addresses;
+//!   [`discovery`] services to nodes; [`control`]
 //!   events to published snapshots; [`proxy`] sessions; [`log`] a line for each ending somebody has
 //!   to look at; [`admin`] pages over HTTP
 //! - [`app`] all of it, wired
@@ -29,9 +30,11 @@ pub mod balance;
 pub mod certs;
 pub mod config;
 pub mod control;
+pub mod discovery;
 pub mod drain;
 pub mod expr;
 pub mod flow;
+pub mod health;
 pub mod live;
 pub mod log;
 pub mod matcher;

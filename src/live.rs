@@ -5,6 +5,7 @@
 //! itself and touch atomics alone. An entry whose object is gone lives until its last session ends.
 //! No I/O, no clock.
 
+pub mod ewma;
 pub mod listen_stats;
 pub mod node_state;
 pub mod series;
@@ -13,11 +14,15 @@ pub mod totals;
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use self::ewma::Ewma;
+use crate::drain::Leash;
+use crate::health::{Cell, Down};
 use crate::session::End;
 
 mod node;
@@ -86,6 +91,8 @@ pub struct Stats {
     pub connect: Histogram,
     /// From accept to close.
     pub duration: Histogram,
+    /// Of the time to connect, where the balancer is ewma.
+    pub ewma: Ewma,
 }
 
 impl Default for Stats {
@@ -98,6 +105,7 @@ impl Default for Stats {
             sent: AtomicU64::new(0),
             connect: Histogram::new(&CONNECT_BUCKETS),
             duration: Histogram::new(&DURATION_BUCKETS),
+            ewma: Ewma::default(),
         }
     }
 }
@@ -187,6 +195,21 @@ pub struct Live {
     pub routes: Registry<Arc<str>, Stats>,
     /// Statistics of nodes, by pool id and `host:port`.
     pub nodes: Registry<(Arc<str>, Arc<str>), Stats>,
+    /// Upstreams with health checks, by pool id.
+    pub checked: Registry<Arc<str>, CheckedStats>,
+    /// What is known of their targets, by pool id and probed address.
+    pub targets: Registry<(Arc<str>, SocketAddr), Cell>,
+    /// Leashes of nodes whose sessions may have to end, by pool id and `host:port`.
+    pub leashes: Registry<(Arc<str>, Arc<str>), Leash>,
+}
+
+/// What is counted of an upstream with health checks.
+#[derive(Debug, Default)]
+pub struct CheckedStats {
+    /// Its targets that are not usable.
+    pub down: Arc<Down>,
+    /// Sessions that were sent to a node that is down, because no node was left that is not.
+    pub all_down: Counter,
 }
 
 /// Entries by key, each kept as long as somebody holds it.

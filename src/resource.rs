@@ -30,9 +30,11 @@ use std::time::Duration;
 pub use client_auth::{ClientAuth, provider};
 pub use identity::Identity;
 pub use rules::{Parsed, Rejection, Remark, Rules};
+pub use upstream::{ActiveCheck, CheckKind, Checks, HttpCheck};
 pub use validate::validate_line;
 
 use crate::addr::{Host, IpMatcher};
+use crate::config::Extensions;
 use crate::sni::SniPattern;
 
 /// What an object is: the directory below the prefix it lives in.
@@ -223,7 +225,7 @@ pub struct Upstream {
     /// In the order written. Nodes without a usable port are dropped with a warning.
     pub nodes: Vec<Node>,
     /// Set where the nodes come from service discovery instead.
-    pub discovery: Option<Discovery>,
+    pub discovery: Option<Arc<Discovery>>,
     /// How a node is chosen.
     pub balancer: Balancer,
     /// Attempts after the first; absent: one for each further node.
@@ -236,10 +238,10 @@ pub struct Upstream {
     pub scheme: Scheme,
     /// TLS material towards nodes.
     pub tls: Option<UpstreamTls>,
-    /// Health checks as written, defaults filled in.
-    pub checks: Option<Arc<serde_json::Value>>,
-    /// Extensions read labels that begin with `streamgate/`.
-    pub labels: Vec<(Box<str>, Box<str>)>,
+    /// Health checks.
+    pub checks: Option<Arc<Checks>>,
+    /// What its labels that begin with `streamgate/` switch on.
+    pub extensions: Extensions,
 }
 
 /// One place to connect to.
@@ -257,13 +259,23 @@ pub struct Node {
     pub priority: i64,
 }
 
-/// `discovery_type` and what belongs to it.
-#[derive(Clone, Debug, Eq, PartialEq)]
+/// `discovery_type` and what belongs to it: names the service whose instances are the nodes.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Discovery {
     /// `dns`, `consul`, …
     pub kind: Box<str>,
     /// The name to look up there.
     pub service_name: Box<str>,
+    /// `discovery_args.namespace_id`.
+    pub namespace_id: Option<Box<str>>,
+    /// `discovery_args.group_name`.
+    pub group_name: Option<Box<str>>,
+}
+
+impl fmt::Display for Discovery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by {}", self.service_name, self.kind)
+    }
 }
 
 /// `type` of an upstream with the key it hashes.

@@ -23,8 +23,10 @@ mod build;
 mod merge;
 mod names;
 mod nodes;
+mod settings;
 
 pub use build::Builder;
+pub use settings::UpstreamSettings;
 
 /// A stream_route as sessions see it: merged with its service.
 #[derive(Debug)]
@@ -96,6 +98,10 @@ pub struct Snapshot {
     pools: Map<Arc<str>, Arc<Pool>>,
     /// Of upstreams written inside services, where a route goes there.
     services: Map<Arc<str>, Arc<Pool>>,
+    /// Those of all pools that have health checks.
+    checked: Map<Arc<str>, Arc<Pool>>,
+    /// Those whose sessions are closed when their node goes down or leaves.
+    leashed: Map<Arc<str>, Arc<Pool>>,
     certificates: Certificates,
     /// Certificate objects of type client.
     shown: Map<Arc<str>, Arc<Ssl>>,
@@ -221,6 +227,16 @@ impl Snapshot {
     /// The pools of upstream objects that a route reaches, in no order.
     pub fn upstream_pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
         self.pools.values()
+    }
+
+    /// The pools that have health checks, in no order.
+    pub fn checked_pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.checked.values()
+    }
+
+    /// The pools whose sessions are closed when their node goes down or leaves, in no order.
+    pub fn leashed_pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.leashed.values()
     }
 
     /// Routes that are served only in part, in their order.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::config::RulesConfig;
 use crate::matcher::Order;
-use crate::resource::{Key, Kind, Object, Remark, Rules};
+use crate::resource::{Discovery, Key, Kind, Node, Object, Remark, Rules};
 
 mod apply;
 mod held;
@@ -45,6 +45,13 @@ pub enum Event {
         objects: Vec<(Key, Bytes, i64)>,
         /// The revision of the read.
         revision: i64,
+    },
+    /// A registry told which instances a service has.
+    Nodes {
+        /// The service.
+        service: Arc<Discovery>,
+        /// Its instances, in an order that is the same for the same ones; a host may be a name.
+        nodes: Arc<[Node]>,
     },
     /// A name was resolved.
     Addresses {
@@ -115,6 +122,8 @@ pub struct Changes {
     pub keys: Vec<Key>,
     /// Names with other addresses.
     pub names: Vec<Arc<str>>,
+    /// Services with other instances.
+    pub services: Vec<Arc<Discovery>>,
     /// Objects refused by this application, for the log.
     pub refused: Vec<Rejected>,
 }
@@ -123,7 +132,7 @@ impl Changes {
     /// Nothing a session could notice.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.names.is_empty()
+        self.keys.is_empty() && self.names.is_empty() && self.services.is_empty()
     }
 }
 
@@ -139,6 +148,7 @@ pub struct Store {
     /// Another list of enabled plugins may accept them.
     rejected: BTreeMap<Key, Refused>,
     addresses: HashMap<Arc<str>, Arc<[IpAddr]>>,
+    services: HashMap<Arc<Discovery>, Arc<[Node]>>,
     held: Option<Held>,
     revision: i64,
     loaded: bool,
@@ -156,6 +166,7 @@ impl Store {
             counts: BTreeMap::new(),
             rejected: BTreeMap::new(),
             addresses: HashMap::new(),
+            services: HashMap::new(),
             held: None,
             revision: 0,
             loaded: false,
@@ -219,6 +230,12 @@ impl Store {
     #[must_use]
     pub fn addresses(&self, name: &str) -> Option<&Arc<[IpAddr]>> {
         self.addresses.get(name)
+    }
+
+    /// The instances of a service; `None` before its registry has answered.
+    #[must_use]
+    pub fn instances(&self, service: &Discovery) -> Option<&Arc<[Node]>> {
+        self.services.get(service)
     }
 
     /// A full read that is held back, waiting for an operator.

@@ -250,12 +250,6 @@ fn routes_that_do_not_fit_their_listens() {
 
 #[test]
 fn what_is_not_built_yet() {
-    let checks = json!({"active": {"type": "tcp"}});
-    upstream(
-        json!({"nodes": nodes(), "checks": checks}),
-        "CHANGES  SG-050 upstreams/u  ",
-        "checks are not run",
-    );
     upstream(
         json!({"service_name": "x", "discovery_type": "dns"}),
         "CHANGES  SG-050 upstreams/u  ",

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 const ROWS: &[&[&str]] = &[
     &["number", "persistent"],
     &["addr", "sni", "drain", "metrics"],
-    &["session"],
+    &["session", "health"],
     &["proxy_protocol", "live"],
-    &["expr", "config", "health", "flow"],
+    &["expr", "config", "flow"],
     &["resource"],
     &["matcher"],
     &["certs"],
@@ -18,7 +18,7 @@ const ROWS: &[&[&str]] = &[
     &["store"],
     &["snapshot"],
     &["net"],
-    &["source", "resolve", "control", "probe", "proxy", "log", "admin"],
+    &["source", "resolve", "discovery", "control", "probe", "proxy", "log", "admin"],
     &["app"],
     &["cli"],
 ];

@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use serde_json::json;
+use streamgate::config::Extensions;
 use streamgate::config::RulesConfig;
+use streamgate::health::{Limits, Report};
 use streamgate::resource::{
-    Balancer, HashKey, Key, Kind, Object, Parsed, Remark, Rules, Scheme, Service, Ssl, StreamRoute, Upstream,
-    Versions,
+    Balancer, CheckKind, HashKey, Key, Kind, Object, Parsed, Remark, Rules, Scheme, Service, Ssl,
+    StreamRoute, Upstream, Versions,
 };
 use streamgate::sni::SniPattern;
 
@@ -111,9 +113,9 @@ fn upstream_fields() {
     assert_eq!(parsed.scheme, Scheme::Tls);
     assert_eq!(parsed.tls.unwrap().client_cert_id.as_deref(), Some("7"));
     let checks = parsed.checks.unwrap();
-    assert_eq!(checks["active"]["healthy"]["successes"], 2);
-    assert_eq!(checks["active"]["type"], "tcp");
-    assert_eq!(&*parsed.labels, [("a".into(), "b".into())]);
+    assert_eq!(checks.active.kind, CheckKind::Tcp);
+    assert_eq!(checks.active.limits, Limits::ACTIVE);
+    assert_eq!(parsed.extensions, Extensions::default());
     assert_eq!(upstream(r#"{"nodes":{},"retry_timeout":0}"#).0.retry_timeout, None);
 
     let (unknown, warnings) = upstream(r#"{"nodes":{},"type":"random"}"#);
@@ -230,4 +232,54 @@ fn the_plugins_key_names_the_stream_plugins() {
         parse(Kind::Plugins, r#"[{"name":"a","stream":true},{"name":"b"},{"name":"c","stream":false}]"#);
     let Object::Plugins(names) = parsed.object else { panic!("{:?}", parsed.object) };
     assert_eq!(*names, ["a".into()]);
+}
+
+#[test]
+fn health_checks_are_read_with_the_defaults_of_schema_and_library() {
+    let (parsed, warnings) = upstream(
+        r#"{"nodes":{},"pass_host":"rewrite","upstream_host":"up.test","checks":{"active":{"type":"https",
+            "timeout":0.25,"concurrency":3,"host":"node.test","port":8443,"http_path":"/ready",
+            "req_headers":["X-Probe: yes","nonsense"],"https_verify_certificate":false,
+            "healthy":{"interval":5,"successes":1,"http_statuses":[204]},"unhealthy":{"tcp_failures":9}},
+            "passive":{"unhealthy":{"tcp_failures":0}}}}"#,
+    );
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("req_headers has \"nonsense\""), "{warnings:?}");
+    let checks = parsed.checks.unwrap();
+    let active = &checks.active;
+    assert_eq!((active.kind, active.port, active.concurrency), (CheckKind::Https, Some(8443), 3));
+    assert_eq!(active.timeout, Duration::from_millis(250));
+    assert_eq!((active.host.as_deref(), active.host_header.as_deref()), (Some("node.test"), Some("up.test")));
+    assert_eq!(active.request.headers, [("X-Probe".into(), "yes".into())]);
+    assert_eq!((&*active.request.method, &*active.request.path), ("GET", "/ready"));
+    assert!(!active.request.verify);
+    assert_eq!(active.interval(true), Some(Duration::from_secs(5)));
+    assert_eq!(active.interval(false), Some(Duration::from_secs(1)), "the schema fills it in");
+    assert_eq!(active.limits, Limits { successes: 1, tcp_failures: 9, ..Limits::ACTIVE });
+    assert_eq!(active.judge(204), Some(Report::Success));
+    assert_eq!(active.judge(503), Some(Report::HttpFailure));
+    assert_eq!(active.judge(200), None);
+    assert_eq!(checks.passive, Some(Limits { tcp_failures: 0, ..Limits::PASSIVE }));
+}
+
+#[test]
+fn a_half_that_is_absent_is_not_probed() {
+    let (parsed, _) = upstream(r#"{"nodes":{},"checks":{"active":{"type":"tcp","unhealthy":{}}}}"#);
+    let active = &parsed.checks.unwrap().active;
+    assert_eq!((active.interval(true), active.interval(false)), (None, Some(Duration::from_secs(1))));
+    assert_eq!(active.judge(302), Some(Report::Success));
+}
+
+#[test]
+fn labels_of_ours_switch_on_what_apisix_has_not() {
+    let (parsed, warnings) = upstream(
+        r#"{"nodes":{},"labels":{"team":"a","streamgate/close-on-down":"50","streamgate/tcp-send":"PING\\r\\n",
+            "streamgate/tcp-expect":"+PONG","streamgate/typo":"x"}}"#,
+    );
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("label streamgate/typo"), "{warnings:?}");
+    let extensions = parsed.extensions;
+    assert_eq!(extensions.close_on_down, Some(50));
+    assert_eq!(extensions.tcp_send.as_deref(), Some(&b"PING\r\n"[..]));
+    assert_eq!(extensions.tcp_expect.as_deref(), Some(&b"+PONG"[..]));
 }

@@ -331,7 +331,7 @@ impl Life {
         let mut counts = BTreeMap::<String, usize>::new();
         for turn in 0..30 {
             change(self, turn);
-            let picked = self.pool(route).pick(&inbound, |_| true, &mut Tried::default()).unwrap();
+            let picked = self.pool(route).pick(&inbound, now(), &mut Tried::default()).unwrap();
             *counts.entry(picked.node.label.to_string()).or_default() += 1;
         }
         assert_eq!(counts.into_values().collect::<Vec<_>>(), [10, 10, 10]);
@@ -439,4 +439,8 @@ fn a_route_to_a_rejected_upstream_says_why() {
     let why = |id| snapshot.pool(&snapshot.route(id).unwrap().target).unwrap_err().1;
     assert!(why("r").starts_with("upstream u is rejected: /nodes is 7"), "{}", why("r"));
     assert!(why("s").starts_with("upstream v does not exist"), "{}", why("s"));
+}
+
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
 }

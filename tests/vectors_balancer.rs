@@ -61,6 +61,8 @@ fn node(label: &str, weight: &Value, priority: &Value, known: &mut Known) -> Poo
         priority: priority.as_i64().unwrap_or(0),
         stats: known.entry(label.to_owned()).or_default().clone(),
         tls: None,
+        health: None,
+        leash: None,
     }
 }
 
@@ -80,6 +82,7 @@ fn pool_of(balancer: &Balancer, nodes: Vec<PoolNode>, seed: u64) -> Pool {
         retry_timeout: None,
         unfit: None,
         pending: false,
+        close_on_down: 0,
     };
     Pool::new("u".into(), balancer, settings, nodes, seed)
 }
@@ -101,7 +104,7 @@ fn inbound(vars: &Value) -> Inbound {
 
 /// One session of a fresh inbound, whatever its variables.
 fn pick(pool: &Pool) -> Picked {
-    pool.pick(&inbound(&Value::Null), |_| true, &mut Tried::default()).unwrap()
+    pool.pick(&inbound(&Value::Null), now(), &mut Tried::default()).unwrap()
 }
 
 #[test]
@@ -109,7 +112,7 @@ fn chash_picks_the_same_nodes() {
     for case in lines("balancer.jsonl", "chash") {
         let pool = pool(&case["upstream"], &mut Known::new(), 0);
         for test in case["tests"].as_array().unwrap() {
-            let picked = pool.pick(&inbound(&test["vars"]), |_| true, &mut Tried::default()).unwrap();
+            let picked = pool.pick(&inbound(&test["vars"]), now(), &mut Tried::default()).unwrap();
             assert_eq!(
                 &*picked.node.label,
                 test["node"].as_str().unwrap(),
@@ -150,8 +153,9 @@ fn retries_go_through_the_same_nodes() {
             };
             let pool = pool(&case["upstream"], &mut Known::new(), 0);
             let mut tried = Tried::default();
-            let found =
-                std::iter::from_fn(|| pool.pick(&inbound(&test["vars"]), |node| !down(node), &mut tried));
+            let found = std::iter::from_fn(|| {
+                pool.pick_where(&inbound(&test["vars"]), now(), |node| !down(node), &mut tried)
+            });
             let label =
                 |picked: &Picked| if order_fixed { picked.node.label.to_string() } else { String::new() };
             let found: Vec<_> = found.map(|picked| (label(&picked), picked.node.priority)).collect();
@@ -235,8 +239,9 @@ impl Session {
         }
         let known = |node: &PoolNode| self.own.contains(&*node.label);
         let present_and_known = present.nodes().iter().any(known);
-        self.picked =
-            present.pick(&inbound(&Value::Null), known, &mut self.tried).filter(|_| present_and_known);
+        self.picked = present
+            .pick_where(&inbound(&Value::Null), now(), known, &mut self.tried)
+            .filter(|_| present_and_known);
         self.picked.as_ref().map(|picked| &*picked.node.label)
     }
 }
@@ -272,4 +277,8 @@ fn templates_resolve_alike() {
             assert_eq!(resolved as u64, test["resolved"].as_u64().unwrap(), "{}", case["template"]);
         }
     }
+}
+
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
 }

@@ -298,6 +298,7 @@ mod tests {
             retry_timeout: None,
             unfit: None,
             pending: false,
+            close_on_down: 0,
         };
         let node = |(label, stats): &(&str, &Arc<Stats>)| PoolNode {
             addr: label.parse().unwrap(),
@@ -306,6 +307,8 @@ mod tests {
             priority: 0,
             stats: Arc::clone(stats),
             tls: None,
+            health: None,
+            leash: None,
         };
         let nodes = nodes.iter().map(node).collect();
         Arc::new(Pool::new(id.into(), &Balancer::RoundRobin, settings, nodes, 0))

@@ -150,6 +150,8 @@ mod tests {
             priority: 0,
             stats: Arc::default(),
             tls: None,
+            health: None,
+            leash: None,
         };
         for count in [0, 1, 2, 7, 100] {
             let nodes: Vec<_> = (0..count).map(node).collect();

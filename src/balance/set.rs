@@ -1,10 +1,11 @@
 //! Nodes that stand for one another: those of one priority, with or without weight.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use super::ring::Ring;
 use super::turns::Turns;
-use super::{Picked, PoolNode};
+use super::{Picked, PoolNode, Wanted};
 
 /// How a set chooses.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -12,6 +13,7 @@ pub(super) enum Method {
     Turns,
     Hash,
     Fewest,
+    Fastest,
 }
 
 /// Some nodes of a pool with the state of their balancer.
@@ -20,6 +22,18 @@ pub(super) struct Set {
     /// Index in the pool and weight, never 0.
     members: Box<[(u32, u32)]>,
     state: State,
+}
+
+/// Connect times below this, in seconds, count as this: what is as near as the next host differs by noise
+/// alone, and a node that nobody has tried yet shall not get everybody.
+const NEAREST: f32 = 0.0001;
+
+/// What a session on this node would cost: the time to connect, times the sessions it would be one of, by
+/// weight.
+fn cost(node: &PoolNode, now: Instant) -> f32 {
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    let (sessions, weight) = ((node.stats.in_flight() + 1) as f32, node.weight.max(1) as f32);
+    node.stats.ewma.value(now).max(NEAREST) * sessions / weight
 }
 
 #[derive(Debug)]
@@ -31,6 +45,8 @@ enum State {
     },
     /// Where the next search begins, so that equally loaded nodes take turns.
     Fewest(Mutex<usize>),
+    /// What draws two nodes to compare.
+    Fastest(Mutex<u64>),
 }
 
 impl Set {
@@ -41,6 +57,8 @@ impl Set {
                 let count = members.len().max(1) as u64;
                 State::Fewest(Mutex::new(usize::try_from(seed % count).unwrap_or(0)))
             }
+            // A generator of this kind never leaves 0.
+            Method::Fastest => State::Fastest(Mutex::new(seed | 1)),
             Method::Hash => {
                 let (ring, coarse) = Ring::new(nodes, members);
                 State::Ring { ring, coarse }
@@ -69,7 +87,7 @@ impl Set {
         &self,
         nodes: &[PoolNode],
         candidate: impl Fn(&PoolNode) -> bool,
-        hash: u32,
+        Wanted { hash, now }: Wanted,
     ) -> Option<Picked> {
         let at = |index: usize| nodes.get(index).filter(|node| candidate(node));
         match &self.state {
@@ -87,7 +105,26 @@ impl Set {
                 *start = (place + 1) % self.members.len();
                 Some(Picked::new(node))
             }
+            State::Fastest(drawn) => {
+                let mut drawn = drawn.lock().unwrap_or_else(PoisonError::into_inner);
+                let first = self.drawn(at, &mut drawn)?;
+                let second = self.drawn(at, &mut drawn)?;
+                let faster = if cost(second, now) < cost(first, now) { second } else { first };
+                Some(Picked::new(faster))
+            }
         }
+    }
+
+    /// A candidate drawn by lot.
+    fn drawn<'a>(&self, at: impl Fn(usize) -> Option<&'a PoolNode>, state: &mut u64) -> Option<&'a PoolNode> {
+        // Marsaglia's xorshift64.
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        let count = self.members.len().max(1) as u64;
+        let start = usize::try_from((*state >> 16) % count).unwrap_or(0);
+        let (before, after) = self.members.split_at_checked(start)?;
+        after.iter().chain(before).find_map(|(index, _)| at(*index as usize))
     }
 
     /// The candidate of least (in flight + 1) / weight, the first from `start` among equals, with its

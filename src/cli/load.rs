@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use streamgate::certs::towards::Towards;
 use streamgate::config::{Config, Source};
 use streamgate::live::Live;
 use streamgate::live::source_status::SourceStatus;
 use streamgate::resolve;
-use streamgate::snapshot::{Builder, Snapshot};
+use streamgate::snapshot::{Builder, Snapshot, UpstreamSettings};
 use streamgate::source;
 use streamgate::store::{Batch, Event, Store};
 use tokio::sync::{mpsc, watch};
@@ -41,8 +40,8 @@ pub(super) fn load(config: &Config) -> Result<Loaded, String> {
 
 async fn read(config: &Config) -> Result<Loaded, String> {
     let mut store = Store::new(config.rules.clone());
-    let mut builder = Builder::new(Arc::new(Live::default()), rand::random())
-        .with_towards(Towards::new(&config.upstream_tls));
+    let mut builder =
+        Builder::new(Arc::new(Live::default()), rand::random()).with_settings(UpstreamSettings::new(config));
     let batch = first_read(config).await?;
     let changes = store.apply(batch, 0);
     let mut snapshot = builder.build(&store, &changes);

@@ -17,6 +17,7 @@ use super::apisix;
 use super::defaults;
 use super::deployment;
 use super::env::substitute;
+use super::extensions;
 use super::files::Files;
 use super::known;
 use super::listen;
@@ -70,6 +71,7 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
     let ssl = apisix::ssl(&apisix, files);
     apisix::warn_of_protocols(&apisix, &listens);
     let upstream_tls = upstream_tls::read(&root.at("streamgate"), ssl.trusted.as_deref(), files);
+    let extensions = extensions::read(&root.at("streamgate").at("upstreams"));
     let deployment = deployment::read(root, &ours, ssl.trusted.clone(), files);
     let stream_plugins = root.at("stream_plugins").strings();
     let prometheus = prometheus::read(root, &stream_plugins, &ours);
@@ -89,6 +91,7 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
         dns: apisix::dns(&apisix),
         ssl,
         upstream_tls,
+        extensions,
         prometheus,
         status,
         workers: nginx::workers(root, files),

@@ -17,6 +17,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
 use super::Environment;
+use super::extensions;
 use super::files::Files;
 use super::read::Node;
 
@@ -116,7 +117,7 @@ pub(super) fn read(streamgate: &Node<'_>, trusted: Option<&Path>, files: &Files<
     let mut upstreams = BTreeMap::new();
     for (key, node) in streamgate.at("upstreams").entries() {
         refuse_key(key, &node);
-        node.only(&["tls"]);
+        node.only(&[&["tls"], extensions::KEYS.as_slice()].concat());
         let own = Section::read(&node.at("tls"));
         let whole = own.clone().or(&default);
         if whole.verifies() {

@@ -230,7 +230,7 @@ fn next_node(
     record: &mut Record,
     tried: &mut Tried,
 ) -> Option<(SocketAddr, Option<Arc<NodeTls>>)> {
-    let picked = pool.pick(&record.inbound, |_| true, tried)?;
+    let picked = pool.pick(&record.inbound, record.started().into_std(), tried)?;
     let (addr, tls) = (picked.node.addr, picked.node.tls.clone());
     record.attempt(picked);
     // What is passed through speaks its own.

@@ -1,5 +1,6 @@
 //! upstreams: `/upstreams` objects and those written inside others (`apisix/upstream.lua:454`).
 
+mod checks;
 mod nodes;
 
 use std::sync::Arc;
@@ -10,7 +11,9 @@ use serde_json::Value;
 use super::document::{Document, is_reference};
 use super::rules::{Notes, Rejection, Rules};
 use super::{Balancer, Discovery, HashKey, Identity, Scheme, Timeouts, Upstream, UpstreamTls, pem};
+use crate::config::Extensions;
 
+pub use checks::{ActiveCheck, CheckKind, Checks, HttpCheck};
 pub(super) use nodes::port;
 
 /// nginx keeps time limits in milliseconds of a 32-bit integer.
@@ -57,19 +60,21 @@ pub(super) fn inline(rules: &Rules, mut fields: Document, owner: &str, notes: &m
 fn build(rules: &Rules, mut fields: Document, owner: &str, notes: &mut Notes) -> Upstream {
     let checks = fields.take("checks").map(|mut checks| {
         rules.schemas.checks.fill(&mut checks);
-        Arc::new(checks)
+        let rewritten = fields.text("pass_host") == Some("rewrite");
+        let host_header = fields.boxed("upstream_host").filter(|_| rewritten);
+        Arc::new(checks::read(checks.into(), host_header, owner, notes))
     });
     let timeout = fields.take("timeout").map(Document::from).map(|timeout| {
         let limit = |name| seconds(timeout.number(name).unwrap_or(60.0));
         Timeouts { connect: limit("connect"), idle: limit("send").max(limit("read")) }
     });
-    let discovery = fields.boxed("discovery_type").zip(fields.boxed("service_name"));
-    let labels = fields.nested("labels").into_fields();
+    let discovery = discovery(&mut fields);
+    let extensions = extensions(&fields.nested("labels").into_fields(), owner, notes);
     Upstream {
         id: "".into(),
         name: fields.boxed("name"),
         nodes: fields.take("nodes").map(|nodes| nodes::parse(nodes, owner, notes)).unwrap_or_default(),
-        discovery: discovery.map(|(kind, service_name)| Discovery { kind, service_name }),
+        discovery,
         balancer: balancer(&fields, owner, notes),
         retries: fields.number("retries").map(clamped),
         retry_timeout: fields.number("retry_timeout").filter(|limit| *limit > 0.0).map(seconds),
@@ -77,11 +82,31 @@ fn build(rules: &Rules, mut fields: Document, owner: &str, notes: &mut Notes) ->
         scheme: if fields.text("scheme") == Some("tls") { Scheme::Tls } else { Scheme::Plain },
         tls: None,
         checks,
-        labels: labels
-            .iter()
-            .filter_map(|(name, value)| Some((name.as_str().into(), value.as_str()?.into())))
-            .collect(),
+        extensions,
     }
+}
+
+fn discovery(fields: &mut Document) -> Option<Arc<Discovery>> {
+    let (kind, service_name) = fields.boxed("discovery_type").zip(fields.boxed("service_name"))?;
+    let arguments = fields.nested("discovery_args");
+    Some(Arc::new(Discovery {
+        kind,
+        service_name,
+        namespace_id: arguments.boxed("namespace_id"),
+        group_name: arguments.boxed("group_name"),
+    }))
+}
+
+/// What labels that begin with `streamgate/` switch on; plain APISIX reads none of them.
+fn extensions(labels: &serde_json::Map<String, Value>, owner: &str, notes: &mut Notes) -> Extensions {
+    let mut extensions = Extensions::default();
+    for (label, value) in labels {
+        let Some(name) = label.strip_prefix("streamgate/") else { continue };
+        if let Err(why) = extensions.set(name, value.as_str().unwrap_or_default()) {
+            notes.warn(format!("{owner}: label {label}: {why}; it has no effect"));
+        }
+    }
+    extensions
 }
 
 /// A limit in seconds; longer ones than nginx can hold are cut, shorter ones than 1 ms raised.

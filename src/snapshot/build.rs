@@ -11,14 +11,13 @@ use std::sync::Arc;
 use super::merge::{Merged, Origin, merge};
 use super::names::Names;
 use super::nodes::Means;
-use super::{Route, Snapshot, Target};
+use super::{Route, Snapshot, Target, UpstreamSettings};
 use crate::balance::Pool;
-use crate::certs::towards::Towards;
 use crate::certs::{Crypto, Served};
 use crate::live::Live;
 use crate::matcher::{Order, Rule};
 use crate::plugin;
-use crate::resource::{Key, Kind, Object, Scheme, Service, Ssl, StreamRoute, Upstream};
+use crate::resource::{Discovery, Key, Kind, Object, Scheme, Service, Ssl, StreamRoute, Upstream};
 use crate::store::{Changes, Store};
 
 /// What a route uses; noted when it is placed, undone when it is taken out.
@@ -65,8 +64,9 @@ pub struct Builder {
     /// Upstreams and services whose users changed during this build.
     touched: HashSet<Key>,
     names: Names,
+    discovered: Names<Discovery>,
     crypto: Crypto,
-    towards: Towards,
+    settings: UpstreamSettings,
     /// Certificate objects as they were placed.
     ssls: HashMap<Arc<str>, (Order, Arc<Ssl>)>,
     /// Which upstreams show which of them to their nodes.
@@ -86,23 +86,26 @@ impl Builder {
             shared: HashMap::new(),
             touched: HashSet::new(),
             names: Names::default(),
+            discovered: Names::default(),
             crypto: Crypto::default(),
-            towards: Towards::default(),
+            settings: UpstreamSettings::default(),
             ssls: HashMap::new(),
             shown: Names::default(),
         }
     }
 
-    /// The same, dialling nodes by TLS otherwise than APISIX does.
+    /// The same, with what config.yaml says about upstreams.
     #[must_use]
-    pub fn with_towards(self, towards: Towards) -> Self {
-        Self { towards, ..self }
+    pub fn with_settings(self, settings: UpstreamSettings) -> Self {
+        Self { settings, ..self }
     }
 
     /// The snapshot after `changes` of `store`.
     pub fn build(&mut self, store: &Store, changes: &Changes) -> Snapshot {
         let mut stale: HashSet<Key> =
             changes.names.iter().flat_map(|name| self.names.owners(name)).cloned().collect();
+        let services = changes.services.iter().flat_map(|service| self.discovered.owners(service));
+        stale.extend(services.cloned());
         for key in changes.keys.iter().filter(|key| key.kind == Kind::Ssl) {
             if self.place_ssl(key, store) {
                 stale.extend(self.shown.owners(&key.id).cloned());
@@ -139,6 +142,22 @@ impl Builder {
     #[must_use]
     pub fn wants_name(&self, name: &str) -> bool {
         self.names.owners(name).next().is_some()
+    }
+
+    /// Services whose instances reached upstreams have as nodes.
+    pub fn wanted_services(&self) -> impl Iterator<Item = &Arc<Discovery>> {
+        self.discovered.all()
+    }
+
+    /// Reports whether a reached upstream names this service.
+    #[must_use]
+    pub fn wants_service(&self, service: &Discovery) -> bool {
+        self.discovered.owners(service).next().is_some()
+    }
+
+    /// Reports whether [`Self::wanted_services`] may differ from those at the last call.
+    pub fn services_changed(&mut self) -> bool {
+        self.discovered.take_changed()
     }
 
     /// Reports whether [`Self::wanted_names`] may differ from those at the last call.
@@ -331,22 +350,37 @@ impl Builder {
     }
 
     fn pool(&mut self, owner: &Key, upstream: &Upstream, store: &Store) -> Arc<Pool> {
-        self.names.set(owner, super::nodes::names(upstream));
+        let written = super::nodes::written(upstream, store).unwrap_or_default();
+        self.names.set(owner, super::nodes::names(written).map(Arc::from));
+        self.discovered.set(owner, upstream.discovery.iter().cloned());
         let shown = upstream.tls.as_ref().filter(|_| upstream.scheme == Scheme::Tls);
-        self.shown.set(owner, shown.and_then(|tls| tls.client_cert_id.as_deref()).into_iter());
+        self.shown.set(owner, shown.and_then(|tls| tls.client_cert_id.clone()).into_iter());
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let id = match owner.kind {
-            Kind::Upstream => owner.id.clone(),
-            _ => owner.to_string().into(),
-        };
-        let means = Means { store, live: &self.live, towards: &self.towards };
-        Arc::new(super::nodes::pool(id, upstream, &means, self.seed))
+        let means = Means { store, live: &self.live, settings: &self.settings };
+        let pool = Arc::new(super::nodes::pool(pool_id(owner), upstream, &means, self.seed));
+        let watched = [pool.checked().is_some(), pool.settings.close_on_down > 0];
+        for (list, watched) in
+            [&mut self.snapshot.checked, &mut self.snapshot.leashed].into_iter().zip(watched)
+        {
+            if watched {
+                list.insert(pool.id.clone(), pool.clone());
+            } else {
+                list.remove(&pool.id);
+            }
+        }
+        pool
     }
 
     /// `owner` has no upstream of its own any more.
     fn forget(&mut self, owner: &Key) {
         self.names.forget(owner);
+        self.discovered.forget(owner);
         self.shown.forget(owner);
+        if !(self.snapshot.checked.is_empty() && self.snapshot.leashed.is_empty()) {
+            let id = pool_id(owner);
+            self.snapshot.checked.remove(&id);
+            self.snapshot.leashed.remove(&id);
+        }
     }
 
     /// Lists an object as rejected, or no longer.
@@ -367,6 +401,14 @@ impl Builder {
             Kind::Service => self.services.contains_key(&key.id),
             _ => true,
         }
+    }
+}
+
+/// The id of the pool of an object.
+fn pool_id(owner: &Key) -> Arc<str> {
+    match owner.kind {
+        Kind::Upstream => owner.id.clone(),
+        _ => owner.to_string().into(),
     }
 }
 

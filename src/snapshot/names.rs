@@ -1,26 +1,33 @@
-//! Which objects hold nodes with which names.
+//! Which objects depend on which names: of hosts, of services, of certificates.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use crate::resource::Key;
 
-/// Names of nodes with the objects whose upstreams carry them.
-#[derive(Debug, Default)]
-pub(super) struct Names {
-    owners: HashMap<Arc<str>, BTreeSet<Key>>,
-    owned: HashMap<Key, BTreeSet<Arc<str>>>,
+/// Names of one kind with the objects whose upstreams carry them.
+#[derive(Debug)]
+pub(super) struct Names<T: ?Sized = str> {
+    owners: HashMap<Arc<T>, BTreeSet<Key>>,
+    owned: HashMap<Key, BTreeSet<Arc<T>>>,
     changed: bool,
 }
 
-impl Names {
+impl<T: ?Sized> Default for Names<T> {
+    fn default() -> Self {
+        Self { owners: HashMap::new(), owned: HashMap::new(), changed: false }
+    }
+}
+
+impl<T: ?Sized + Hash + Ord> Names<T> {
     /// Every name.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<T>> {
         self.owners.keys()
     }
 
     /// The objects that carry a name.
-    pub(super) fn owners(&self, name: &str) -> impl Iterator<Item = &Key> {
+    pub(super) fn owners(&self, name: &T) -> impl Iterator<Item = &Key> {
         self.owners.get(name).into_iter().flatten()
     }
 
@@ -30,8 +37,8 @@ impl Names {
     }
 
     /// Says which names `owner` carries from now on.
-    pub(super) fn set<'a>(&mut self, owner: &Key, names: impl Iterator<Item = &'a str>) {
-        let names: BTreeSet<Arc<str>> = names.map(|name| self.known(name)).collect();
+    pub(super) fn set(&mut self, owner: &Key, names: impl Iterator<Item = Arc<T>>) {
+        let names: BTreeSet<Arc<T>> = names.map(|name| self.known(name)).collect();
         if names.is_empty() {
             return self.forget(owner);
         }
@@ -53,11 +60,11 @@ impl Names {
     }
 
     /// The one allocation of a name.
-    fn known(&self, name: &str) -> Arc<str> {
-        self.owners.get_key_value(name).map_or_else(|| name.into(), |(name, _)| name.clone())
+    fn known(&self, name: Arc<T>) -> Arc<T> {
+        self.owners.get_key_value(&*name).map_or(name, |(known, _)| known.clone())
     }
 
-    fn leave(&mut self, owner: &Key, name: &Arc<str>) {
+    fn leave(&mut self, owner: &Key, name: &Arc<T>) {
         if let Some(owners) = self.owners.get_mut(name) {
             owners.remove(owner);
             if owners.is_empty() {
@@ -75,10 +82,10 @@ mod tests {
 
     #[test]
     fn a_change_is_told_when_a_name_comes_or_goes() {
-        let mut names = Names::default();
+        let mut names = Names::<str>::default();
         let [a, b] = ["a", "b"].map(|id| Key::new(Kind::Upstream, id));
         let mut check = |owner: &Key, carried: &[&str], changed: bool, all: &[&str]| {
-            names.set(owner, carried.iter().copied());
+            names.set(owner, carried.iter().map(|name| Arc::from(*name)));
             assert_eq!(names.take_changed(), changed, "{carried:?}");
             let mut found: Vec<_> = names.all().map(|name| &**name).collect();
             found.sort_unstable();

@@ -1,21 +1,34 @@
 //! The nodes of an upstream with their addresses.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::addr::Host;
-use crate::balance::{Pool, PoolNode, PoolSettings};
-use crate::certs::towards::{PoolTls, Towards};
-use crate::live::Live;
-use crate::resource::{Identity, Key, Kind, Node, Object, Scheme, Upstream};
+use crate::balance::{Checked, Pool, PoolNode, PoolSettings, Target};
+use crate::certs::towards::PoolTls;
+use crate::config::Extensions;
+use crate::health::Cell;
+use crate::live::{CheckedStats, Live};
+use crate::resource::{Checks, Identity, Key, Kind, Node, Object, Scheme, Upstream};
+use crate::snapshot::UpstreamSettings;
 use crate::store::Store;
 
 /// Addresses taken of one name at most.
 const MAX_ADDRESSES: usize = 64;
 
-/// The names that nodes of an upstream carry; one may come twice.
-pub(super) fn names(upstream: &Upstream) -> impl Iterator<Item = &str> {
-    upstream.nodes.iter().filter_map(|node| match &node.host {
+/// The nodes of an upstream: those written in it, or those that its registry knows now; `None` before
+/// the registry has answered.
+pub(super) fn written<'a>(upstream: &'a Upstream, store: &'a Store) -> Option<&'a [Node]> {
+    match &upstream.discovery {
+        Some(service) => store.instances(service).map(|nodes| &**nodes),
+        None => Some(&upstream.nodes),
+    }
+}
+
+/// The names that nodes carry; one may come twice.
+pub(super) fn names(nodes: &[Node]) -> impl Iterator<Item = &str> {
+    nodes.iter().filter_map(|node| match &node.host {
         Host::Name(name) => Some(&**name),
         Host::Ip(_) => None,
     })
@@ -26,24 +39,31 @@ pub(super) fn names(upstream: &Upstream) -> impl Iterator<Item = &str> {
 pub(super) struct Means<'a> {
     pub(super) store: &'a Store,
     pub(super) live: &'a Live,
-    pub(super) towards: &'a Towards,
+    pub(super) settings: &'a UpstreamSettings,
 }
 
 /// A pool of the nodes whose addresses are known.
 pub(super) fn pool(id: Arc<str>, upstream: &Upstream, means: &Means<'_>, seed: u64) -> Pool {
     let Means { store, live, .. } = means;
+    let written = written(upstream, store);
+    let of_names = written.unwrap_or_default();
     let tls = tls(&id, upstream, means);
+    let own = means.settings.extensions.get(&id);
+    let extensions = own.map_or_else(|| upstream.extensions.clone(), |own| own.or(&upstream.extensions));
     let settings = PoolSettings {
         timeouts: upstream.timeout.unwrap_or_default(),
-        attempts: attempts(upstream),
+        attempts: attempts(upstream, of_names),
         retry_timeout: upstream.retry_timeout,
         unfit: tls.as_ref().err().map(|why| why.as_str().into()),
-        pending: names(upstream).any(|name| store.addresses(name).is_none()),
+        pending: written.is_none() || names(of_names).any(|name| store.addresses(name).is_none()),
+        close_on_down: extensions.close_on_down.unwrap_or(0),
     };
     let tls = tls.unwrap_or_default();
+    let checks = upstream.checks.as_ref().filter(|_| means.settings.checks);
+    let mut targets = checks.map(|checks| Targets::new(&id, checks, live));
     // Without names there are as many addresses as nodes.
-    let mut nodes: Vec<PoolNode> = Vec::with_capacity(upstream.nodes.len());
-    for (addr, node, weight) in addressed(upstream, store) {
+    let mut nodes: Vec<PoolNode> = Vec::with_capacity(of_names.len());
+    for (addr, node, weight) in addressed(of_names, store) {
         let label: Arc<str> = match node.host {
             Host::Ip(_) => format!("{}:{}", node.written, node.port).into(),
             Host::Name(_) => addr.to_string().into(),
@@ -56,9 +76,54 @@ pub(super) fn pool(id: Arc<str>, upstream: &Upstream, means: &Means<'_>, seed: u
         }
         let stats = live.nodes.entry((id.clone(), label.clone()), Default::default);
         let tls = tls.as_ref().map(|tls| Arc::new(tls.node(host(node))));
-        nodes.push(PoolNode { addr, label, weight, priority: node.priority, stats, tls });
+        let health = targets.as_mut().map(|targets| targets.cell(addr, node));
+        let closes = settings.close_on_down > 0;
+        let leash = closes.then(|| live.leashes.entry((id.clone(), label.clone()), Default::default));
+        nodes.push(PoolNode { addr, label, weight, priority: node.priority, stats, tls, health, leash });
     }
-    Pool::new(id, &upstream.balancer, settings, nodes, seed)
+    let checked = targets.map(|targets| targets.checked(extensions));
+    let pool = Pool::new(id, &upstream.balancer, settings, nodes, seed);
+    match checked {
+        Some(checked) => pool.with_checks(checked),
+        None => pool,
+    }
+}
+
+/// Collects what there is to probe.
+#[derive(Debug)]
+struct Targets<'a> {
+    pool: &'a Arc<str>,
+    checks: &'a Arc<Checks>,
+    live: &'a Live,
+    stats: Arc<CheckedStats>,
+    found: Vec<Target>,
+    places: HashMap<SocketAddr, usize>,
+}
+
+impl<'a> Targets<'a> {
+    fn new(pool: &'a Arc<str>, checks: &'a Arc<Checks>, live: &'a Live) -> Self {
+        let stats = live.checked.entry(pool.clone(), Default::default);
+        Self { pool, checks, live, stats, found: Vec::new(), places: HashMap::new() }
+    }
+
+    /// What is known of a node: of the address that is probed for it.
+    fn cell(&mut self, addr: SocketAddr, node: &Node) -> Arc<Cell> {
+        let active = &self.checks.active;
+        let addr = SocketAddr::new(addr.ip(), active.port.unwrap_or(addr.port()));
+        let place = *self.places.entry(addr).or_insert(self.found.len());
+        if let Some(target) = self.found.get(place) {
+            return target.cell.clone();
+        }
+        let make = || Cell::new(self.stats.down.clone());
+        let cell = self.live.targets.entry((self.pool.clone(), addr), make);
+        let host = active.host.as_deref().unwrap_or_else(|| host(node)).into();
+        self.found.push(Target { addr, host, cell: cell.clone() });
+        cell
+    }
+
+    fn checked(self, extensions: Extensions) -> Checked {
+        Checked { checks: self.checks.clone(), extensions, targets: self.found.into(), stats: self.stats }
+    }
 }
 
 /// The host of a node as a server name: an IPv6 address without its brackets.
@@ -76,7 +141,7 @@ fn tls(id: &str, upstream: &Upstream, means: &Means<'_>) -> Result<Option<PoolTl
         Some(ssl) => Some(client_certificate(ssl, means.store)?),
         None => own.and_then(|tls| tls.identity.as_ref()),
     };
-    means.towards.pool(id, identity).map(Some)
+    means.settings.towards.pool(id, identity).map(Some)
 }
 
 /// The certificate of an `ssls` object of type client; its status does not matter
@@ -99,19 +164,15 @@ fn client_certificate<'a>(id: &Arc<str>, store: &'a Store) -> Result<&'a Identit
 
 /// One attempt for the first node and, unless `retries` says otherwise, one for each further node;
 /// a name counts once, however many addresses it has (`apisix/balancer.lua:215`).
-fn attempts(upstream: &Upstream) -> u32 {
-    let further = u32::try_from(upstream.nodes.len().saturating_sub(1)).unwrap_or(u32::MAX);
+fn attempts(upstream: &Upstream, nodes: &[Node]) -> u32 {
+    let further = u32::try_from(nodes.len().saturating_sub(1)).unwrap_or(u32::MAX);
     upstream.retries.unwrap_or(further).saturating_add(1)
 }
 
 /// Every address with its node and weight. All addresses of a name weigh together exactly what the
 /// name does: weights are multiplied by the least common multiple of the counts and then reduced.
-fn addressed<'a>(
-    upstream: &'a Upstream,
-    store: &'a Store,
-) -> impl Iterator<Item = (SocketAddr, &'a Node, u32)> {
-    let resolved: Vec<(&Node, Vec<IpAddr>)> = upstream
-        .nodes
+fn addressed<'a>(nodes: &'a [Node], store: &'a Store) -> impl Iterator<Item = (SocketAddr, &'a Node, u32)> {
+    let resolved: Vec<(&Node, Vec<IpAddr>)> = nodes
         .iter()
         .map(|node| match &node.host {
             Host::Ip(ip) => (node, vec![*ip]),

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{Batch, Changes, Entry, Event, Held, Refused, Rejected, Store};
 use crate::matcher::Order;
-use crate::resource::{Key, Kind, Object, Parsed, Remark};
+use crate::resource::{Discovery, Key, Kind, Node, Object, Parsed, Remark};
 
 impl Store {
     /// Takes a batch in. `now_unix_ms` dates refusals and holds.
@@ -22,6 +22,7 @@ impl Store {
                 Event::Resync { objects, revision } => {
                     self.resync(objects, revision, &mut turn);
                 }
+                Event::Nodes { service, nodes } => self.discovered(service, nodes, &mut turn),
                 Event::Addresses { name, addresses, .. } => self.resolved(name, addresses, &mut turn),
             }
         }
@@ -172,6 +173,13 @@ impl Store {
         }
     }
 
+    fn discovered(&mut self, service: Arc<Discovery>, nodes: Arc<[Node]>, turn: &mut Turn) {
+        if self.services.get(&service) != Some(&nodes) {
+            self.services.insert(service.clone(), nodes);
+            turn.changes.services.push(service);
+        }
+    }
+
     /// Another list of enabled stream plugins: everything that names plugins is parsed anew.
     fn plugins_changed(&mut self, turn: &mut Turn) {
         if !self.config.plugins_key_counts {
@@ -199,6 +207,16 @@ impl Store {
     /// Forgets the addresses of a name that nobody asks for.
     pub fn forget_name(&mut self, name: &str) {
         self.addresses.remove(name);
+    }
+
+    /// Forgets the instances of a service that nobody asks for.
+    pub fn forget_service(&mut self, service: &Discovery) {
+        self.services.remove(service);
+    }
+
+    /// Forgets the instances of services that nobody asks for any more.
+    pub fn retain_services(&mut self, wanted: impl Fn(&Discovery) -> bool) {
+        self.services.retain(|service, _| wanted(service));
     }
 
     /// Forgets the addresses of names that nobody asks for any more.

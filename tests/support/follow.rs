@@ -139,7 +139,9 @@ impl Follow {
                     self.state =
                         objects.iter().map(|(key, value, _)| (key.to_string(), text(value))).collect();
                 }
-                Event::Addresses { .. } => panic!("a source of objects knows no addresses"),
+                Event::Addresses { .. } | Event::Nodes { .. } => {
+                    panic!("a source of objects knows no addresses")
+                }
             }
         }
         self.revision = batch.revision;

@@ -201,6 +201,7 @@ pub(crate) fn settings() -> PoolSettings {
         retry_timeout: None,
         unfit: None,
         pending: false,
+        close_on_down: 0,
     }
 }
 
@@ -213,6 +214,8 @@ pub(crate) fn pool(settings: PoolSettings, nodes: &[SocketAddr]) -> Pool {
         priority: -place,
         stats: Arc::default(),
         tls: None,
+        health: None,
+        leash: None,
     };
     let nodes = (0..).zip(nodes).map(node).collect();
     Pool::new("u1".into(), &Balancer::RoundRobin, settings, nodes, 0)

@@ -55,9 +55,6 @@ fn not_built(upstream: &Upstream, found: &mut Found<'_>) {
             format!("discovery by {kind} is not built yet: its sessions are closed (no_node)"),
         );
     }
-    if upstream.checks.is_some() {
-        found.changes("SG-050", "checks are not run yet: every node counts as healthy");
-    }
 }
 
 fn balancing(loaded: &Loaded, upstream: &Upstream, found: &mut Found<'_>) {

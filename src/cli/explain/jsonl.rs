@@ -14,6 +14,7 @@ use streamgate::resource::{Key, Kind, Object, Ssl};
 use streamgate::session::{Inbound, Transport};
 use streamgate::snapshot::{Builder, Snapshot};
 use streamgate::store::{Batch, Event, Store};
+use tokio::time::Instant;
 
 /// The answer to one line, itself one line.
 pub(super) fn answer(rules: &RulesConfig, line: &str) -> String {
@@ -188,8 +189,8 @@ fn result(snapshot: &Snapshot, inbound: &Inbound, connection: &Value, open: &mut
             .collect()
     };
     let down = labels("down");
-    let mut tried = tried(pool, &labels("tried"));
-    match pool.pick(inbound, |node| !down.contains(&&*node.label), &mut tried) {
+    let (mut tried, now) = (tried(pool, &labels("tried")), Instant::now().into_std());
+    match pool.pick_where(inbound, now, |node| !down.contains(&&*node.label), &mut tried) {
         Some(picked) => {
             let node = picked.node.label.clone();
             open.push(picked);

@@ -7,6 +7,7 @@ use streamgate::config::Listen;
 use streamgate::resource::{Key, Kind};
 use streamgate::session::{Inbound, Transport};
 use streamgate::snapshot::Route;
+use tokio::time::Instant;
 
 use crate::cli::load::Loaded;
 
@@ -143,7 +144,7 @@ fn winner(loaded: &Loaded, route: &Route, inbound: &Inbound, out: &mut impl Writ
         Ok(pool) => {
             write!(out, "   upstream {}", pool.id)?;
             let usable = pool.nodes().len();
-            match pool.pick(inbound, |_| true, &mut Tried::default()) {
+            match pool.pick(inbound, Instant::now().into_std(), &mut Tried::default()) {
                 Some(picked) => {
                     writeln!(out, "   node {} ({}, 1 of {usable})", picked.node.label, pool.method())?;
                 }

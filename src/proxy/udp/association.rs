@@ -171,7 +171,7 @@ struct Opened {
 /// A socket connected to a node, or why there is none.
 fn open(worker: &Worker, record: &mut Record) -> Result<Opened, Refusal> {
     let pool = record.route()?;
-    let Some(picked) = pool.pick(&record.inbound, |_| true, &mut Tried::default()) else {
+    let Some(picked) = pool.pick(&record.inbound, record.started().into_std(), &mut Tried::default()) else {
         return Err((End::NoNode, format!("upstream {} has no node that can be dialled", pool.id)));
     };
     let descriptor = make_room(worker)?;
