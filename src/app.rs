@@ -28,6 +28,7 @@ use crate::live::{Budget, Live, NodeCounters};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::net::{bind, limits};
+use crate::probe::{self, Trust};
 use crate::proxy::{Crew, ListenError, Listens, Opened, PIPE_SIZE, Shared, Workers};
 use crate::resolve;
 use crate::session::Transport;
@@ -238,12 +239,12 @@ fn follow(config: &Config, with: Following, stop: &CancellationToken) {
     let (events, received) = mpsc::channel(EVENTS);
     let (wanted, names) = watch::channel(Arc::from([]));
     let (wanted_services, services) = watch::channel(Arc::from([]));
-    let (changed, _changes) = watch::channel(());
+    let (changed, snapshots) = watch::channel(());
     let builder = Builder::new(Arc::new(Live::default()), rand::random());
     let control = Control {
         store: Store::new(config.rules.clone()),
         builder: builder.with_settings(UpstreamSettings::new(config)),
-        published: with.published,
+        published: with.published.clone(),
         wanted,
         wanted_services,
         changed,
@@ -251,6 +252,7 @@ fn follow(config: &Config, with: Following, stop: &CancellationToken) {
         state: with.state,
         first: Some(with.first),
     };
+    tokio::spawn(probe::run(with.published, Trust::default(), snapshots, stop.clone()));
     tokio::spawn(control::run(control, received, with.accepted, stop.clone()));
     tokio::spawn(discovery::run(services, events.clone(), stop.clone()));
     tokio::spawn(resolve::run(config.dns.clone(), names, events.clone(), stop.clone()));

@@ -127,7 +127,7 @@ pub struct Picked {
     pub assigned: Assigned,
 }
 
-/// Counts a session as the node's, for the balancer, until it is dropped.
+/// The statistics of a node, where a session counts as its own until this is dropped.
 #[derive(Debug)]
 pub struct Assigned(Arc<Stats>);
 
@@ -185,6 +185,19 @@ impl Pool {
             Method::Fewest => "least_conn",
             Method::Fastest => "ewma",
         }
+    }
+
+    /// Reports whether nodes are chosen by their sessions. APISIX then treats a node that is alone as one
+    /// of several (`apisix/balancer.lua:250`).
+    #[must_use]
+    pub fn counts_sessions(&self) -> bool {
+        self.method == Method::Fewest
+    }
+
+    /// Reports whether nodes are chosen by how long it takes to connect to them.
+    #[must_use]
+    pub fn measures_connects(&self) -> bool {
+        self.method == Method::Fastest
     }
 
     /// What the balancer does otherwise than configured, as a sentence for the operator.
@@ -356,6 +369,14 @@ impl Picked {
     fn new(node: &PoolNode) -> Self {
         node.stats.assign();
         Self { node: node.clone(), assigned: Assigned(node.stats.clone()) }
+    }
+}
+
+impl std::ops::Deref for Assigned {
+    type Target = Stats;
+
+    fn deref(&self) -> &Stats {
+        &self.0
     }
 }
 

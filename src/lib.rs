@@ -43,6 +43,7 @@ pub mod net;
 pub mod number;
 pub mod persistent;
 pub mod plugin;
+pub mod probe;
 pub mod proxy;
 pub mod proxy_protocol;
 pub mod resolve;

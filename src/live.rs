@@ -23,7 +23,7 @@ use std::time::Duration;
 use self::ewma::Ewma;
 use crate::drain::Leash;
 use crate::health::{Cell, Down};
-use crate::session::End;
+use crate::session::{ConnectFailure, End};
 
 mod node;
 
@@ -83,6 +83,8 @@ impl Histogram {
 pub struct Stats {
     /// Made by the first ending, as the buckets of histograms are.
     ended: OnceLock<Box<[AtomicU64; End::COUNT]>>,
+    /// Made by the first failed attempt.
+    failed: OnceLock<Box<[AtomicU64; ConnectFailure::ALL.len()]>>,
     active: AtomicU64,
     in_flight: AtomicU64,
     received: AtomicU64,
@@ -99,6 +101,7 @@ impl Default for Stats {
     fn default() -> Self {
         Self {
             ended: OnceLock::new(),
+            failed: OnceLock::new(),
             active: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -151,6 +154,18 @@ impl Stats {
     #[must_use]
     pub fn ended_count(&self, end: End) -> u64 {
         self.ended.get().map_or(0, |ended| ended[end.index()].load(Relaxed))
+    }
+
+    /// Counts an attempt to reach the node that failed.
+    pub fn failed(&self, failure: ConnectFailure) {
+        let failed = self.failed.get_or_init(|| Box::new(std::array::from_fn(|_| AtomicU64::new(0))));
+        failed[failure.index()].fetch_add(1, Relaxed);
+    }
+
+    /// How many attempts failed so.
+    #[must_use]
+    pub fn failed_count(&self, failure: ConnectFailure) -> u64 {
+        self.failed.get().map_or(0, |failed| failed[failure.index()].load(Relaxed))
     }
 
     /// Adds bytes from the client while the session lives.

@@ -205,6 +205,7 @@ fn sentence(end: End) -> &'static str {
         End::NoNode => "the upstream has no node that can be dialled",
         End::ConnectFailed => "no node could be reached",
         End::RetryDeadline => "retry_timeout passed before a node was reached",
+        End::NodeDown => "its node went down or left the upstream (close_on_down)",
         End::PluginDenied => "a plugin refused the session",
         End::TlsNoSni => "the client sent no server name and there is no fallback_sni",
         End::TlsNoCertificate => "no certificate is configured for the server name",

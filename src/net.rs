@@ -2,6 +2,8 @@
 
 pub mod bind;
 pub mod buffer;
+pub mod checkup;
+pub mod clock;
 pub mod datagram;
 pub mod dial;
 pub mod holder;

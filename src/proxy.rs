@@ -6,12 +6,13 @@
 //!
 //! - `worker`: what the sessions of a thread share; `accept`: connections in; `steer`: to whom; `tcp`: one connection;
 //!   `opening`: its first bytes; `terminate`: TLS with the client; `greet`: what a node hears first; `relay`: its bytes; `pipes`: what they are spliced through; `udp`: datagrams; `record`: what a
-//!   session is held to account by
+//!   session is held to account by; `blame`: what a failed attempt says of its node
 //! - `rate`: how often something may be logged
 //!
 //! [`Outcome`]: crate::session::Outcome
 
 mod accept;
+mod blame;
 mod greet;
 mod listens;
 mod opening;

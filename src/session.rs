@@ -4,6 +4,7 @@
 //! made from it, so they cannot disagree. Pure: no I/O, no clock.
 
 mod brought;
+mod connect_failure;
 mod tls_failure;
 
 use std::fmt;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use brought::{Brought, TlsFacts};
+pub use connect_failure::ConnectFailure;
 pub use tls_failure::TlsFailure;
 
 /// What carries the bytes.
@@ -198,6 +200,8 @@ endings! {
     ConnectFailed => ("connect_failed", Upstream, "502", "502"),
     /// `retry_timeout` passed before another attempt could begin.
     RetryDeadline => ("retry_deadline", Upstream, "502", "502"),
+    /// Its node went down or left the upstream, whose sessions end then (`close_on_down`).
+    NodeDown => ("node_down", Upstream, "200", "502"),
     /// A plugin refused the session.
     PluginDenied => ("plugin_denied", Gateway, "001", "500"),
     /// A TLS client sent no server name and no `fallback_sni` is set.

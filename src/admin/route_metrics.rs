@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::admin::text::{self, Kind};
 use crate::balance::{Pool, PoolNode};
 use crate::live::{Histogram, Stats};
-use crate::session::End;
+use crate::session::{ConnectFailure, End};
 use crate::snapshot::Route;
 
 /// The label of what did not fit below the cap.
@@ -33,6 +33,8 @@ struct Row<'a> {
 struct Shape {
     connections: Family,
     active: Family,
+    /// What `active` shows.
+    living: fn(&Stats) -> u64,
     bytes: Family,
     connect: Family,
     duration: Option<Family>,
@@ -51,6 +53,7 @@ const ROUTES: Shape = Shape {
         help: "Sessions that ended, by stream_route, reason and whose doing it was",
     },
     active: Family { name: "streamgate_active_connections", help: "Sessions that live, by stream_route" },
+    living: Stats::active,
     bytes: Family {
         name: "streamgate_bytes_total",
         help: "Bytes received from clients and sent to them, counted while sessions live",
@@ -66,6 +69,7 @@ const NODES: Shape = Shape {
         help: "Sessions and attempts that ended at a node, by reason and whose doing it was",
     },
     active: Family { name: "streamgate_node_active_connections", help: "Sessions that live, by node" },
+    living: Stats::in_flight,
     bytes: Family {
         name: "streamgate_node_bytes_total",
         help: "Bytes received from clients for a node and sent to them from it",
@@ -73,6 +77,11 @@ const NODES: Shape = Shape {
     connect: Family { name: "streamgate_node_connect_seconds", help: "Time to connect, by node" },
     duration: None,
     possible: on_node,
+};
+
+const CONNECT_FAILURES: Family = Family {
+    name: "streamgate_connect_failures_total",
+    help: "Attempts to reach a node that failed, by reason",
 };
 
 /// Appends the families of routes and nodes, in at most about `max_lines` samples.
@@ -102,13 +111,34 @@ pub(crate) fn render<'a>(
         }
     });
     NODES.render(out, &nodes, |_| {});
+    connect_failures(out, &nodes);
 }
 
-/// Endings of sessions whose route is known.
+/// Failed attempts by node; of most nodes there are none to show.
+fn connect_failures(out: &mut String, nodes: &[Row<'_>]) {
+    begin(out, &CONNECT_FAILURES, Kind::Counter);
+    for row in nodes {
+        for failure in ConnectFailure::ALL {
+            let count = row.sum(|stats| stats.failed_count(failure));
+            if count > 0 {
+                let (name, labels, reason) = (CONNECT_FAILURES.name, &row.labels, failure.label());
+                let _ = writeln!(out, "{name}{{{labels},reason=\"{reason}\"}} {count}");
+            }
+        }
+    }
+}
+
+/// Endings of sessions whose route is known; that a node went down is shown where it happened.
 fn on_route(end: End) -> bool {
     !matches!(
         end,
-        End::NoRoute | End::TlsNoSni | End::TlsNoCertificate | End::TlsFailed | End::ProxyHeader | End::Limit
+        End::NoRoute
+            | End::TlsNoSni
+            | End::TlsNoCertificate
+            | End::TlsFailed
+            | End::ProxyHeader
+            | End::Limit
+            | End::NodeDown
     )
 }
 
@@ -202,7 +232,7 @@ impl Shape {
         more_endings(out);
         begin(out, &self.active, Kind::Gauge);
         for row in rows {
-            text::sample(out, self.active.name, &row.labels, row.sum(Stats::active));
+            text::sample(out, self.active.name, &row.labels, row.sum(self.living));
         }
         begin(out, &self.bytes, Kind::Counter);
         for row in rows {
@@ -391,7 +421,7 @@ mod tests {
                 assert!(line.starts_with(current), "{line} under {current}");
             }
         }
-        assert_eq!(seen.len(), 9);
+        assert_eq!(seen.len(), 10);
     }
 
     #[test]

@@ -32,7 +32,21 @@ pub struct Target {
     pub cell: Arc<Cell>,
 }
 
+impl Target {
+    /// Reports whether a probe of the other would be one of this.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.addr == other.addr && self.host == other.host && Arc::ptr_eq(&self.cell, &other.cell)
+    }
+}
+
 impl Checked {
+    /// How many targets are not used.
+    #[must_use]
+    pub fn down(&self) -> usize {
+        self.targets.iter().filter(|target| !target.cell.is_usable()).count()
+    }
+
     /// How many failed connects of sessions take a node out: those of `passive`, or its defaults
     /// (`resty/healthcheck.lua:1506`).
     #[must_use]

@@ -13,6 +13,8 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
+use crate::session::ConnectFailure;
+
 /// Connects within `limit`, Nagle's algorithm off as nginx's `tcp_nodelay on`. The timer is the
 /// caller's, who goes on to use it: a session needs one at a time, and putting it off costs little.
 ///
@@ -72,10 +74,34 @@ pub enum DialError {
 }
 
 impl DialError {
+    /// What it counts as.
+    #[must_use]
+    pub fn failure(&self) -> ConnectFailure {
+        match self {
+            Self::TimedOut(_) => ConnectFailure::TimedOut,
+            Self::System(error) => failure(error),
+            Self::Handshake(_) => ConnectFailure::Tls,
+        }
+    }
+
     /// Reports whether it is this process that has run out of something: no other node would do better.
     #[must_use]
     pub fn is_exhaustion(&self) -> bool {
         matches!(self, Self::System(error) if is_exhaustion(error))
+    }
+}
+
+/// What an error of connecting counts as.
+#[must_use]
+pub fn failure(error: &io::Error) -> ConnectFailure {
+    match Errno::from_io_error(error) {
+        Some(Errno::CONNREFUSED) => ConnectFailure::Refused,
+        Some(Errno::CONNRESET) => ConnectFailure::Reset,
+        Some(Errno::TIMEDOUT) => ConnectFailure::TimedOut,
+        Some(Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::HOSTDOWN) => ConnectFailure::Unreachable,
+        Some(Errno::ADDRNOTAVAIL | Errno::AGAIN) => ConnectFailure::Exhausted,
+        _ if is_exhaustion(error) => ConnectFailure::Exhausted,
+        _ => ConnectFailure::Other,
     }
 }
 

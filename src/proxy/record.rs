@@ -12,12 +12,32 @@ use tokio::time::Instant;
 
 use crate::balance::{Assigned, Picked, Pool};
 use crate::config::Listen;
+use crate::drain::Leash;
+use crate::health::Cell;
 use crate::live::ActiveGuard;
 use crate::live::listen_stats::ListenGuard;
+use crate::proxy::blame::blame;
 use crate::proxy::worker::{Living, Refusal, Worker};
 use crate::proxy::workers::Door;
-use crate::session::{End, Inbound, Outcome, Traffic};
+use crate::session::{ConnectFailure, End, Inbound, Outcome, Traffic};
 use crate::snapshot::Route;
+
+/// An attempt that failed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Failed<'a> {
+    pub(super) failure: ConnectFailure,
+    pub(super) after: Duration,
+    /// For the operator.
+    pub(super) why: &'a str,
+}
+
+/// The node being tried or in use.
+#[derive(Debug)]
+struct InUse {
+    stats: Assigned,
+    health: Option<Arc<Cell>>,
+    leash: Option<Arc<Leash>>,
+}
 
 /// One session from its first to its last moment.
 #[derive(Debug)]
@@ -32,9 +52,8 @@ pub(super) struct Record {
     door: ListenGuard,
     started: Instant,
     route: Option<(Arc<Route>, ActiveGuard)>,
-    /// The statistics of the node being tried or in use, where the session counts as active and, for
-    /// the balancer, as assigned.
-    node: Option<(ActiveGuard, Assigned)>,
+    /// The node being tried or in use.
+    node: Option<InUse>,
     /// Label of the node last tried.
     tried: Option<Arc<str>>,
     traffic: Traffic,
@@ -107,7 +126,7 @@ impl Record {
     pub(super) fn attempt(&mut self, picked: Picked) {
         self.attempts += 1;
         let Picked { node, assigned } = picked;
-        self.node = Some((node.stats.enter(), assigned));
+        self.node = Some(InUse { stats: assigned, health: node.health, leash: node.leash });
         self.tried = Some(node.label);
     }
 
@@ -116,11 +135,24 @@ impl Record {
         self.tried.as_deref().unwrap_or_default()
     }
 
-    /// Notes that the node being tried was not reached.
-    pub(super) fn attempt_failed(&mut self) {
-        if let Some((node, _assigned)) = self.node.take() {
-            node.ended(End::ConnectFailed);
+    /// Notes that the node being tried was not reached after so long; `again`: another attempt follows.
+    pub(super) fn attempt_failed(&mut self, pool: &Pool, failed: Failed<'_>, again: bool) {
+        let Some(node) = self.node.take() else { return };
+        let failure = failed.failure;
+        node.stats.ended(End::ConnectFailed);
+        node.stats.failed(failure);
+        if pool.measures_connects() {
+            // A quick refusal is not a quick node.
+            node.stats.ewma.record(failed.after.max(Duration::from_secs(1)), Instant::now().into_std());
         }
+        if let Some(health) = &node.health {
+            blame(pool, health, (failure, again), failed.why);
+        }
+    }
+
+    /// The leash of the node in use, where its sessions may have to end.
+    pub(super) fn leash(&self) -> Option<Arc<Leash>> {
+        self.node.as_ref()?.leash.clone()
     }
 
     /// Notes that the node was reached, after so long.
@@ -129,13 +161,16 @@ impl Record {
     }
 
     /// Counts a connect time on route and node. Not for UDP, where nothing is waited for.
-    pub(super) fn count_connect(&self) {
+    pub(super) fn count_connect(&self, pool: &Pool) {
         let Some(took) = self.connect else { return };
         if let Some((route, _)) = &self.route {
             route.stats.connect.record(took);
         }
-        if let Some((node, _)) = &self.node {
-            node.connect.record(took);
+        if let Some(node) = &self.node {
+            node.stats.connect.record(took);
+            if pool.measures_connects() {
+                node.stats.ewma.record(took, Instant::now().into_std());
+            }
         }
     }
 
@@ -151,7 +186,8 @@ impl Record {
             self.door.add_sent(moved.sent);
             self.door.add_upstream_received(moved.sent);
         }
-        let stats = [self.route.as_ref().map(|(_, stats)| stats), self.node.as_ref().map(|(stats, _)| stats)];
+        let of_route = self.route.as_ref().map(|(_, stats)| &**stats);
+        let stats = [of_route, self.node.as_ref().map(|node| &*node.stats)];
         for stats in stats.into_iter().flatten() {
             if moved.received > 0 {
                 stats.add_received(moved.received);
@@ -180,8 +216,8 @@ impl Record {
             route.stats.ended(end);
             route.stats.duration.record(duration);
         }
-        if let Some((node, _)) = &self.node {
-            node.ended(end);
+        if let Some(node) = &self.node {
+            node.stats.ended(end);
         }
         let unread = end.is_normal() && !self.worker.shared.every_outcome;
         // Most sessions end normally on routes without APISIX's series: nobody would read of them.

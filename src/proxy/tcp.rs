@@ -16,12 +16,13 @@ use tokio_util::either::Either;
 
 use crate::balance::{Pool, Tried};
 use crate::certs::towards::NodeTls;
+use crate::drain::Leash;
 use crate::live::Permit;
 use crate::net::dial::{self, DialError};
 use crate::net::tls::Session;
 use crate::proxy::greet;
 use crate::proxy::opening::{self, Opened};
-use crate::proxy::record::Record;
+use crate::proxy::record::{Failed, Record};
 use crate::proxy::relay::{self, Direction, Secure, Wire};
 use crate::proxy::steer::Seat;
 use crate::proxy::worker::Refusal;
@@ -40,12 +41,14 @@ type Reached = (TcpStream, Option<Box<Session>>);
 /// What a session holds of the process's budgets.
 pub(super) type Permits = (Permit, Permit, Seat);
 
-/// What most sessions have not: TLS on either side, and bytes that were read before there was a route.
+/// What most sessions have not: TLS on either side, bytes that were read before there was a route, and a
+/// node whose sessions may have to end.
 #[derive(Debug, Default)]
 struct Rest {
     preread: Vec<u8>,
     client: Option<Session>,
     upstream: Option<Session>,
+    leash: Option<Arc<Leash>>,
 }
 
 /// A session that has its node: the connection to it, its idle limit, and the rest.
@@ -91,7 +94,25 @@ fn relayed<'a>(
 ) -> impl Future<Output = relay::Ending> + 'a {
     match rest {
         None => Either::Left(relay::plain(wires, lender, limits, timer, moved)),
-        Some(rest) => Either::Right(Box::pin(relay_rest(wires, rest, (limits, lender), timer, moved))),
+        Some(rest) => Either::Right(Box::pin(leashed(wires, rest, (limits, lender), timer, moved))),
+    }
+}
+
+/// The same, until the leash of the node is pulled.
+async fn leashed(
+    wires: (&TcpStream, &TcpStream),
+    mut rest: Box<Rest>,
+    limits: (relay::Limits, relay::Lender<'_>),
+    timer: Pin<&mut Sleep>,
+    moved: impl FnMut(Traffic),
+) -> relay::Ending {
+    let leash = rest.leash.take();
+    let relayed = relay_rest(wires, rest, limits, timer, moved);
+    let Some(leash) = leash else { return relayed.await };
+    tokio::select! {
+        biased;
+        ending = relayed => ending,
+        () = leash.pulled() => relay::Ending { end: End::NodeDown, error: None },
     }
 }
 
@@ -134,7 +155,7 @@ fn begin<'a>(
         if record.listen.proxy_protocol || record.listen.tls || record.listen.tls_passthrough {
             let Opened { preread, tls } = Box::pin(opening::open(record, client, timer.as_mut())).await?;
             if tls.is_some() || !preread.is_empty() {
-                rest = Some(Box::new(Rest { preread, client: tls, upstream: None }));
+                rest = Some(Box::new(Rest { preread, client: tls, upstream: None, leash: None }));
             }
         }
         let refusal = match record.route() {
@@ -148,6 +169,9 @@ fn begin<'a>(
                     Ok((upstream, tls)) => {
                         if tls.is_some() {
                             rest.get_or_insert_default().upstream = tls.map(|tls| *tls);
+                        }
+                        if let Some(leash) = record.leash() {
+                            rest.get_or_insert_default().leash = Some(leash);
                         }
                         return Ok((upstream, pool.settings.timeouts.idle, rest));
                     }
@@ -201,24 +225,28 @@ fn reach<'a>(
             match outcome {
                 Ok(reached) => {
                     record.connected(started.elapsed());
-                    record.count_connect();
+                    record.count_connect(pool);
                     return Ok(reached);
                 }
                 Err(error) => {
-                    record.attempt_failed();
+                    // Asked before an attempt begins; one under way is not cut.
+                    let late = pool.settings.retry_timeout.filter(|limit| began.elapsed() >= *limit);
+                    let last = record.attempts >= pool.settings.attempts;
+                    let (failure, why) = (error.failure(), error.to_string());
+                    let failed = Failed { failure, after: started.elapsed(), why: &why };
+                    record.attempt_failed(pool, failed, !last && late.is_none());
                     if error.is_exhaustion() {
-                        return Err((End::Limit, error.to_string()));
+                        return Err((End::Limit, why));
                     }
-                    describe(&mut failures, record, &error);
+                    describe(&mut failures, record, &why);
+                    if last {
+                        return Err((End::ConnectFailed, failures));
+                    }
+                    if let Some(limit) = late {
+                        let _ = write!(failures, "; retry_timeout of {limit:?} passed");
+                        return Err((End::RetryDeadline, failures));
+                    }
                 }
-            }
-            if record.attempts >= pool.settings.attempts {
-                return Err((End::ConnectFailed, failures));
-            }
-            // Asked before an attempt begins; one under way is not cut.
-            if let Some(limit) = pool.settings.retry_timeout.filter(|limit| began.elapsed() >= *limit) {
-                let _ = write!(failures, "; retry_timeout of {limit:?} passed");
-                return Err((End::RetryDeadline, failures));
             }
         }
     }
@@ -257,7 +285,7 @@ fn nobody_left(pool: &Pool, attempts: u32, mut failures: String) -> Refusal {
     (End::ConnectFailed, failures)
 }
 
-fn describe(failures: &mut String, record: &Record, error: &DialError) {
+fn describe(failures: &mut String, record: &Record, error: &str) {
     let attempt = record.attempts;
     if attempt > ATTEMPTS_DESCRIBED {
         return;

@@ -15,7 +15,7 @@ use crate::balance::Tried;
 use crate::flow::{Id, Key, Limits};
 use crate::live::{NodeCounters, Permit};
 use crate::net::{datagram, dial};
-use crate::proxy::record::Record;
+use crate::proxy::record::{Failed, Record};
 use crate::proxy::udp::Inlet;
 use crate::proxy::udp::batch::Batch;
 use crate::proxy::udp::flight::{Segments, Way};
@@ -187,9 +187,11 @@ fn open(worker: &Worker, record: &mut Record) -> Result<Opened, Refusal> {
             Ok(Opened { upstream, ipv6: node.addr.is_ipv6(), descriptor, limits })
         }
         Err(error) => {
-            record.attempt_failed();
+            let why = dial::sentence(&error);
+            let failed = Failed { failure: dial::failure(&error), after: started.elapsed(), why: &why };
+            record.attempt_failed(&pool, failed, false);
             let end = if dial::is_exhaustion(&error) { End::Limit } else { End::ConnectFailed };
-            Err((end, format!("{}: {}", node.label, dial::sentence(&error))))
+            Err((end, format!("{}: {why}", node.label)))
         }
     }
 }

@@ -1,0 +1,60 @@
+//! What becomes of a result about a node: it is counted, and the log is told.
+//!
+//! Probes bring results, and sessions that could not connect. The line about a counted result is the one
+//! that APISIX's operators look for (`resty/healthcheck.lua:757`).
+
+use crate::balance::{Pool, Target};
+use crate::health::{Applied, Cause, Cell, Finding, Limits, Report};
+use crate::net::clock::unix_ms;
+
+/// Counts a result about a target of `pool`; `why` says what was found, for the operator.
+pub fn report(pool: &Pool, target: &Target, result: (Report, Finding), limits: &Limits, why: &str) {
+    let (report, by) = result;
+    let cause = || Cause { by, why: why.into(), since_unix_ms: unix_ms() };
+    let Some(Applied { now, turned }) = target.cell.report(report, limits, cause) else { return };
+    let health = if report == Report::Success { "healthy" } else { "unhealthy" };
+    tracing::warn!(
+        "upstream {}: {health} {} increment ({}/{}) for '{}({})': {why}",
+        pool.id,
+        report.label(),
+        now.counter(report),
+        limits.of(report),
+        target.host,
+        target.addr,
+    );
+    if turned {
+        tell(pool, target, why);
+    }
+}
+
+/// Lets a target in again that nothing probes.
+pub fn revive(pool: &Pool, target: &Target, why: &str) {
+    let cause = Cause { by: Finding::BackOff, why: why.into(), since_unix_ms: unix_ms() };
+    if target.cell.revive(cause) {
+        tell(pool, target, why);
+    }
+}
+
+/// The target of a node's standing.
+#[must_use]
+pub fn target_of<'a>(pool: &'a Pool, cell: &Cell) -> Option<&'a Target> {
+    pool.checked()?.targets.iter().find(|target| std::ptr::eq(&raw const *target.cell, cell))
+}
+
+/// Tells of a target that is used no longer, or again.
+fn tell(pool: &Pool, target: &Target, why: &str) {
+    let Some(checked) = pool.checked() else { return };
+    let (down, all) = (checked.down(), checked.targets.len());
+    let (id, addr) = (&pool.id, target.addr);
+    if target.cell.is_usable() {
+        tracing::warn!(upstream = &**id, node = %addr, "upstream {id}: {addr} is used again: {why}; {down} of {all} are down");
+    } else if down < all {
+        tracing::warn!(upstream = &**id, node = %addr, "upstream {id}: {addr} is down: {why}; {down} of {all} are down");
+    } else {
+        tracing::error!(
+            upstream = &**id,
+            node = %addr,
+            "upstream {id}: {addr} is down: {why}; now all {all} are down, and sessions are sent to all of them",
+        );
+    }
+}

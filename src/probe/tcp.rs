@@ -1,0 +1,88 @@
+//! A probe that connects, and where it was told to also says and hears something.
+
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use super::Plan;
+use crate::balance::Target;
+use crate::health::Report;
+use crate::net::dial::{self, DialError};
+
+/// What a node may send before it has to have said what is expected.
+const MOST: usize = 16 * 1024;
+
+/// The result, with what was found. That it connects is all that counts, unless `tcp_send` or
+/// `tcp_expect` is set.
+pub(super) async fn probe(plan: &Plan, target: &Target) -> (Report, String) {
+    let limit = plan.checks.active.timeout;
+    let stream = match dial::connect(target.addr, limit, pin!(sleep(limit))).await {
+        Ok(stream) => stream,
+        Err(error) => return failed(&error),
+    };
+    let extensions = &plan.extensions;
+    if let Some(bytes) = &extensions.tcp_send
+        && let Err(failure) = within(limit, "take what is sent", send(&stream, bytes)).await
+    {
+        return failure;
+    }
+    if let Some(expected) = &extensions.tcp_expect
+        && let Err(failure) = within(limit, "answer what is expected", expect(&stream, expected)).await
+    {
+        return failure;
+    }
+    (Report::Success, "it takes connections".into())
+}
+
+/// What a failed connection means.
+pub(super) fn failed(error: &DialError) -> (Report, String) {
+    let report = if matches!(error, DialError::TimedOut(_)) { Report::Timeout } else { Report::TcpFailure };
+    (report, error.to_string())
+}
+
+async fn within(
+    limit: Duration,
+    what: &str,
+    step: impl Future<Output = io::Result<()>>,
+) -> Result<(), (Report, String)> {
+    match timeout(limit, step).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err((Report::TcpFailure, format!("it does not {what}: {error}"))),
+        Err(_) => Err((Report::Timeout, format!("it does not {what} within {limit:?}"))),
+    }
+}
+
+async fn send(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(bytes) {
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+async fn expect(stream: &TcpStream, expected: &[u8]) -> io::Result<()> {
+    let mut heard = Vec::new();
+    loop {
+        stream.readable().await?;
+        let mut chunk = [0; 2048];
+        match stream.try_read(&mut chunk) {
+            Ok(0) => return Err(io::Error::other("it closed before")),
+            Ok(count) => heard.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
+        }
+        if heard.windows(expected.len()).any(|window| window == expected) {
+            return Ok(());
+        }
+        if heard.len() >= MOST {
+            return Err(io::Error::other("it sent 16 KiB of something else"));
+        }
+    }
+}
