@@ -252,7 +252,8 @@ fn follow(config: &Config, with: Following, stop: &CancellationToken) {
         state: with.state,
         first: Some(with.first),
     };
-    tokio::spawn(probe::run(with.published, Trust::default(), snapshots, stop.clone()));
+    let trust = Trust::new(config.ssl.trusted.as_deref());
+    tokio::spawn(probe::run(with.published, trust, snapshots, stop.clone()));
     tokio::spawn(control::run(control, received, with.accepted, stop.clone()));
     tokio::spawn(discovery::run(services, events.clone(), stop.clone()));
     tokio::spawn(resolve::run(config.dns.clone(), names, events.clone(), stop.clone()));

@@ -1,12 +1,120 @@
-//! A probe that asks by HTTP, over TLS or not.
+//! A probe that asks by HTTP, over TLS or not (`resty/healthcheck.lua:1037-1159`).
+//!
+//! Only the status counts. TLS says the Host header as the server name; an address is not said.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
 
 use super::{Plan, Probed};
 use crate::balance::Target;
+use crate::certs::verify;
+use crate::health::Report;
+use crate::net::http::{self, HttpError, Limits, Request, Secure, To};
+use crate::resource::{ActiveCheck, CheckKind, provider};
 
-/// Whom probes by https trust.
-#[derive(Debug, Default)]
-pub struct Trust {}
+/// Whom probes by https believe: the bundle of `apisix.ssl.ssl_trusted_certificate`, and anybody where
+/// `https_verify_certificate` is false.
+pub struct Trust {
+    verified: Result<Arc<ClientConfig>, String>,
+    anybody: Result<Arc<ClientConfig>, String>,
+}
 
-pub(super) async fn probe(_plan: &Plan, _target: &Target) -> Probed {
-    None
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trust").field("problem", &self.verified.as_ref().err()).finish_non_exhaustive()
+    }
+}
+
+impl Default for Trust {
+    fn default() -> Self {
+        Self::new(None)
+    }
+}
+
+impl Trust {
+    /// Reads the bundle. What is wrong with it is told by the probes that need it.
+    #[must_use]
+    pub fn new(bundle: Option<&Path>) -> Self {
+        let verified = match bundle {
+            Some(path) => from_bundle(path).map_err(|why| format!("the CA bundle {} {why}", path.display())),
+            None => Err("there is no CA bundle; set apisix.ssl.ssl_trusted_certificate".into()),
+        };
+        Self { verified: verified.and_then(client), anybody: client(verify::anybody()) }
+    }
+}
+
+fn from_bundle(path: &Path) -> Result<Arc<dyn ServerCertVerifier>, String> {
+    let unreadable = |error| format!("cannot be read: {error}");
+    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(unreadable)?.collect();
+    verify::bundle(found.map_err(unreadable)?)
+}
+
+fn client(verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientConfig>, String> {
+    let builder = ClientConfig::builder_with_provider(provider().clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    let verified = builder.dangerous().with_custom_certificate_verifier(verifier);
+    Ok(Arc::new(verified.with_no_client_auth()))
+}
+
+/// The result, with what was found; `None` where the status is on neither list.
+pub(super) async fn probe(plan: &Plan, target: &Target) -> Probed {
+    let active = &plan.checks.active;
+    let host = active.host_header.as_deref().unwrap_or(&target.host);
+    let secure = match secure(active, host, plan) {
+        Ok(secure) => secure,
+        Err(why) => return Some((Report::TcpFailure, why)),
+    };
+    let mut headers: Vec<(&str, &str)> =
+        active.request.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+    if headers.iter().all(|(name, _)| !name.eq_ignore_ascii_case("host")) {
+        headers.push(("Host", host));
+    }
+    let (method, path, body) =
+        (&*active.request.method, &*active.request.path, active.request.body.as_bytes());
+    let request = Request { method, path, headers: &headers, body };
+    let limits = Limits { connect: active.timeout, answer: active.timeout, body: 0 };
+    match http::status(To::Addr(target.addr), secure.as_ref(), request, limits).await {
+        Ok(status) => {
+            let report = active.judge(status)?;
+            Some((report, format!("{method} {path} answers {status}")))
+        }
+        Err(error) => Some((meant(&error), error.to_string())),
+    }
+}
+
+/// TLS for a probe by https.
+fn secure(active: &ActiveCheck, host: &str, plan: &Plan) -> Result<Option<Secure>, String> {
+    if active.kind != CheckKind::Https {
+        return Ok(None);
+    }
+    let trust = if active.request.verify { &plan.trust.verified } else { &plan.trust.anybody };
+    let config = trust.clone().map_err(|why| format!("its certificate cannot be verified: {why}"))?;
+    let bare = host.trim_matches(['[', ']']);
+    // A Host header may carry a port, a server name may not.
+    let name = match bare.parse::<IpAddr>() {
+        Ok(ip) => ServerName::from(ip),
+        Err(_) => {
+            let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+            ServerName::try_from(name.to_owned())
+                .map_err(|_| format!("{name:?} is no server name for TLS"))?
+        }
+    };
+    Ok(Some(Secure { config, name }))
+}
+
+/// Which counter an error belongs to.
+fn meant(error: &HttpError) -> Report {
+    match error {
+        HttpError::ConnectTimedOut(_) | HttpError::AnswerTimedOut(_) => Report::Timeout,
+        HttpError::NotHttp(_) => Report::HttpFailure,
+        _ => Report::TcpFailure,
+    }
 }
