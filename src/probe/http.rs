@@ -60,8 +60,8 @@ fn client(verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientConfig>, St
     let builder = ClientConfig::builder_with_provider(provider().clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
-    let verified = builder.dangerous().with_custom_certificate_verifier(verifier);
-    Ok(Arc::new(verified.with_no_client_auth()))
+    let config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    Ok(Arc::new(config))
 }
 
 /// The result, with what was found; `None` where the status is on neither list.
@@ -99,13 +99,11 @@ fn secure(active: &ActiveCheck, host: &str, plan: &Plan) -> Result<Option<Secure
     let config = trust.clone().map_err(|why| format!("its certificate cannot be verified: {why}"))?;
     let bare = host.trim_matches(['[', ']']);
     // A Host header may carry a port, a server name may not.
-    let name = match bare.parse::<IpAddr>() {
-        Ok(ip) => ServerName::from(ip),
-        Err(_) => {
-            let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-            ServerName::try_from(name.to_owned())
-                .map_err(|_| format!("{name:?} is no server name for TLS"))?
-        }
+    let name = if let Ok(ip) = bare.parse::<IpAddr>() {
+        ServerName::from(ip)
+    } else {
+        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+        ServerName::try_from(name.to_owned()).map_err(|_| format!("{name:?} is no server name for TLS"))?
     };
     Ok(Some(Secure { config, name }))
 }

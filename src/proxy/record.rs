@@ -150,6 +150,20 @@ impl Record {
         }
     }
 
+    /// Notes that the node in use refuses what it is sent, and that no other one will be tried.
+    pub(super) fn refused(&mut self, pool: &Pool, failed: Failed<'_>) {
+        let Some(node) = &self.node else { return };
+        node.stats.failed(failed.failure);
+        if let Some(health) = &node.health {
+            blame(pool, health, (failed.failure, false), failed.why);
+        }
+    }
+
+    /// Reports whether it has to end because its node went down or left; not told twice.
+    pub(super) fn is_pulled(&self) -> bool {
+        self.node.as_ref().and_then(|node| node.leash.as_ref()).is_some_and(|leash| leash.is_pulled())
+    }
+
     /// The leash of the node in use, where its sessions may have to end.
     pub(super) fn leash(&self) -> Option<Arc<Leash>> {
         self.node.as_ref()?.leash.clone()

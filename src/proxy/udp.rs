@@ -8,7 +8,7 @@
 //!
 //! - `question`: from clients to nodes; `answer`: back; `association`: how one begins and what it sends
 //! - `flight`: which datagrams leave as one message; `batch`: what a turn works with
-//! - `nodes`: which associations have heard from their node
+//! - `nodes`: which associations have heard from their node; `trial`: what is kept until they have
 
 mod answer;
 mod association;
@@ -16,8 +16,10 @@ mod batch;
 mod flight;
 mod nodes;
 mod question;
+mod trial;
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future;
 use std::io;
 use std::rc::Rc;
@@ -27,7 +29,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 use tokio::time::{self, Instant};
 
-use crate::flow::Table;
+use crate::flow::{Id, Table};
 use crate::proxy::worker::Worker;
 use crate::proxy::workers::{Closing, Door};
 use crate::session::End;
@@ -66,6 +68,8 @@ impl Inlet {
 pub(super) struct Associations {
     table: RefCell<Table<Association>>,
     batches: Batches,
+    /// Those whose node has not answered yet, oldest first.
+    trials: RefCell<VecDeque<(Instant, Id)>>,
     /// What [`expire`] sleeps until, and how it is told of an earlier deadline.
     armed: Cell<Option<StdInstant>>,
     earlier: Notify,
@@ -77,6 +81,7 @@ impl Associations {
         Self {
             table: RefCell::new(Table::new(capacity)),
             batches: Batches::default(),
+            trials: RefCell::default(),
             armed: Cell::new(None),
             earlier: Notify::new(),
         }
@@ -91,6 +96,13 @@ impl Associations {
     /// Gives back memory that nobody has used since the call before.
     pub(super) fn sweep(&self) {
         self.batches.sweep();
+        let (now, mut trials) = (Instant::now(), self.trials.borrow_mut());
+        while let Some((_, id)) = trials.pop_front_if(|(begun, _)| now.duration_since(*begun) >= trial::LASTS)
+        {
+            if let Some(association) = self.table.borrow_mut().value_mut(id) {
+                association.trial = None;
+            }
+        }
     }
 
     /// Ends those that have been idle for too long.

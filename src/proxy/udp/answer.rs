@@ -58,7 +58,7 @@ async fn turn(worker: &Worker, inlet: &Inlet, waiting: &mut VecDeque<Id>) -> io:
     while batch.received.room() > 0
         && let Some(id) = waiting.pop_front()
     {
-        if receive(worker, &mut batch, id, now) == Left::Perhaps {
+        if receive((worker, inlet), &mut batch, id, now) == Left::Perhaps {
             waiting.push_back(id);
         }
     }
@@ -78,19 +78,24 @@ enum Left {
 }
 
 /// Takes the answers of one association, as far as there is room.
-fn receive(worker: &Worker, batch: &mut Batch, id: Id, now: StdInstant) -> Left {
+fn receive((worker, inlet): (&Worker, &Inlet), batch: &mut Batch, id: Id, now: StdInstant) -> Left {
     let mut table = worker.udp.table.borrow_mut();
     let Some(association) = table.value_mut(id) else { return Left::Nothing };
     let first = batch.received.received().len();
     match batch.received.receive(association.upstream.as_fd(), false) {
-        Ok(_) => association.waits = batch.received.room() == 0,
+        Ok(_) => {
+            association.waits = batch.received.room() == 0;
+            association.trial = None;
+        }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             association.waits = false;
             return Left::Nothing;
         }
         Err(error) if is_refusal(&error) => {
-            // The node may be back for the next datagram: the association stays, as in nginx.
             worker.shared.node.udp_refused.add_one();
+            // Where there is no other node it may be back for the next datagram: the association stays, as in
+            // nginx.
+            association.fail_over(id, &inlet.nodes);
             return Left::Perhaps;
         }
         Err(error) => {

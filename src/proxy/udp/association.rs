@@ -19,6 +19,8 @@ use crate::proxy::record::{Failed, Record};
 use crate::proxy::udp::Inlet;
 use crate::proxy::udp::batch::Batch;
 use crate::proxy::udp::flight::{Segments, Way};
+use crate::proxy::udp::nodes::Nodes;
+use crate::proxy::udp::trial::{self, Next, Trial};
 use crate::proxy::worker::{Refusal, Worker};
 use crate::session::{End, Inbound, Traffic, Transport};
 
@@ -34,6 +36,8 @@ pub(super) struct Association {
     pub(super) from: Option<Local>,
     /// It is going to be asked for answers.
     pub(super) waits: bool,
+    /// Its node has not answered yet, and there are others.
+    pub(super) trial: Option<Box<Trial>>,
     to_node: Segments,
     pub(super) to_client: Segments,
     _descriptor: Permit,
@@ -47,6 +51,7 @@ impl Association {
             record,
             from,
             waits: false,
+            trial: opened.trial,
             to_node: Segments::default(),
             to_client: Segments::default(),
             _descriptor: opened.descriptor,
@@ -55,8 +60,12 @@ impl Association {
     }
 
     /// Sends the parts of `batch` to the node. What cannot be sent at once is dropped, as a full router
-    /// would.
-    pub(super) fn send(&mut self, id: Id, batch: &mut Batch, node: &NodeCounters) {
+    /// would. Reports whether the node refused an earlier datagram.
+    pub(super) fn send(&mut self, id: Id, batch: &mut Batch, node: &NodeCounters) -> bool {
+        if self.trial.as_mut().is_some_and(|trial| !trial.keep(batch)) {
+            self.trial = None;
+        }
+        let mut told = false;
         let Self { ipv6, to_node: segments, .. } = *self;
         let way = Way { peer: None, from: None, ipv6, segments, owner: id };
         batch.flight.clear();
@@ -78,7 +87,7 @@ impl Association {
                 // The error belongs to an earlier datagram, this one was not sent.
                 Err(error) if is_refusal(&error) && !refused => {
                     node.udp_refused.add_one();
-                    refused = true;
+                    (refused, told) = (true, true);
                 }
                 Err(error) => {
                     let counter = if is_refusal(&error) { &node.udp_refused } else { &node.udp_dropped };
@@ -89,6 +98,22 @@ impl Association {
             }
         }
         self.record.moved(Traffic { received: bytes as u64, sent: 0 });
+        told
+    }
+
+    /// Its node refused a datagram: where it has never answered, the next one gets what the client has
+    /// said. Reports whether there is one.
+    pub(super) fn fail_over(&mut self, id: Id, nodes: &Nodes) -> bool {
+        let next = self.trial.as_mut().and_then(|trial| trial.next(&mut self.record, (id, nodes)));
+        let Some(Next { socket, ipv6 }) = next else {
+            self.trial = None;
+            return false;
+        };
+        // The socket of the old one leaves the watch as it is closed.
+        self.upstream = socket;
+        self.ipv6 = ipv6;
+        self.to_node = Segments::default();
+        true
     }
 
     /// Ends it.
@@ -146,7 +171,16 @@ pub(super) fn begin(worker: &Rc<Worker>, inlet: &Inlet, stranger: &Stranger, bat
         drop(table);
         return end(worker, id, End::Limit, Some(format!("its socket cannot be watched: {error}")));
     }
-    association.send(id, batch, &worker.shared.node);
+    let mut trials = worker.udp.trials.borrow_mut();
+    if association.trial.is_some() && trials.len() < trial::MOST {
+        trials.push_back((Instant::now(), id));
+    } else {
+        association.trial = None;
+    }
+    drop(trials);
+    if association.send(id, batch, &worker.shared.node) {
+        association.fail_over(id, &inlet.nodes);
+    }
     drop(table);
     worker.udp.rearm();
 }
@@ -166,32 +200,47 @@ struct Opened {
     ipv6: bool,
     descriptor: Permit,
     limits: Limits,
+    trial: Option<Box<Trial>>,
 }
 
-/// A socket connected to a node, or why there is none.
+/// A socket connected to a node, or why there is none. That a node cannot be had shows here only where
+/// there is no way to it; what it refuses comes back later.
 fn open(worker: &Worker, record: &mut Record) -> Result<Opened, Refusal> {
     let pool = record.route()?;
-    let Some(picked) = pool.pick(&record.inbound, record.started().into_std(), &mut Tried::default()) else {
-        return Err((End::NoNode, format!("upstream {} has no node that can be dialled", pool.id)));
-    };
-    let descriptor = make_room(worker)?;
-    let (node, started) = (picked.node.clone(), Instant::now());
-    record.attempt(picked);
-    match datagram::connect(node.addr) {
-        Ok(upstream) => {
-            record.connected(started.elapsed());
-            let limits = Limits {
-                idle: record.listen.idle_timeout.unwrap_or(pool.settings.timeouts.idle),
-                responses: record.listen.responses.and_then(NonZeroU32::new),
-            };
-            Ok(Opened { upstream, ipv6: node.addr.is_ipv6(), descriptor, limits })
-        }
-        Err(error) => {
-            let why = dial::sentence(&error);
-            let failed = Failed { failure: dial::failure(&error), after: started.elapsed(), why: &why };
-            record.attempt_failed(&pool, failed, false);
-            let end = if dial::is_exhaustion(&error) { End::Limit } else { End::ConnectFailed };
-            Err((end, format!("{}: {why}", node.label)))
+    let (mut tried, mut descriptor) = (Tried::default(), None);
+    loop {
+        let now = Instant::now();
+        let Some(picked) = pool.pick(&record.inbound, now.into_std(), &mut tried) else {
+            return Err((End::NoNode, format!("upstream {} has no node that can be dialled", pool.id)));
+        };
+        let held = match descriptor.take() {
+            Some(held) => held,
+            None => make_room(worker)?,
+        };
+        let (addr, label) = (picked.node.addr, picked.node.label.clone());
+        record.attempt(picked);
+        match datagram::connect(addr) {
+            Ok(upstream) => {
+                record.connected(now.elapsed());
+                let limits = Limits {
+                    idle: record.listen.idle_timeout.unwrap_or(pool.settings.timeouts.idle),
+                    responses: record.listen.responses.and_then(NonZeroU32::new),
+                };
+                let trial = Trial::new(&pool, tried);
+                return Ok(Opened { upstream, ipv6: addr.is_ipv6(), descriptor: held, limits, trial });
+            }
+            Err(error) => {
+                let why = dial::sentence(&error);
+                let last = record.attempts >= pool.settings.attempts || tried.len() >= pool.nodes().len();
+                let failed = Failed { failure: dial::failure(&error), after: now.elapsed(), why: &why };
+                record.attempt_failed(&pool, failed, !last);
+                let exhausted = dial::is_exhaustion(&error);
+                if exhausted || last {
+                    let end = if exhausted { End::Limit } else { End::ConnectFailed };
+                    return Err((end, format!("{label}: {why}")));
+                }
+                descriptor = Some(held);
+            }
         }
     }
 }

@@ -44,6 +44,11 @@ impl Part {
         self.segment.map_or(1, |size| self.len.div_ceil(size.get()))
     }
 
+    /// Where its bytes lie.
+    pub(super) fn range(self) -> Range<usize> {
+        self.start..self.start + self.len
+    }
+
     /// The size of its datagrams but for the last.
     fn size(self) -> usize {
         self.segment.map_or(self.len, NonZeroUsize::get)
@@ -61,7 +66,7 @@ impl Part {
     }
 
     /// It in runs of `count` datagrams.
-    fn runs(self, count: usize) -> impl Iterator<Item = Self> {
+    pub(super) fn runs(self, count: usize) -> impl Iterator<Item = Self> {
         let mut rest = Some(self);
         std::iter::from_fn(move || {
             let (run, others) = rest?.split(count.max(1));

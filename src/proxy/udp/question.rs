@@ -14,12 +14,13 @@ use tokio::io::Interest;
 use tokio::task;
 use tokio::time::{self, Instant};
 
-use crate::flow::Key;
-use crate::proxy::udp::association::{self, Stranger};
+use crate::flow::{Id, Key, Table};
+use crate::proxy::udp::association::{self, Association, Stranger};
 use crate::proxy::udp::batch::Batch;
 use crate::proxy::udp::flight::Part;
 use crate::proxy::udp::{Inlet, PAUSE};
 use crate::proxy::worker::Worker;
+use crate::session::End;
 
 /// Passes on what clients send, for ever.
 pub(super) async fn pass_on(worker: &Rc<Worker>, inlet: &Inlet) -> Infallible {
@@ -71,8 +72,10 @@ fn distribute(worker: &Rc<Worker>, inlet: &Inlet, batch: &mut Batch) {
             }
         }
         let mut table = worker.udp.table.borrow_mut();
-        if let Some(association) = table.touch(id, now) {
-            association.send(id, batch, &worker.shared.node);
+        if let Some(association) = table.touch(id, now)
+            && association.send(id, batch, &worker.shared.node)
+        {
+            association.fail_over(id, &inlet.nodes);
         }
     }
     admit(worker, inlet, batch, now);
@@ -82,13 +85,13 @@ fn distribute(worker: &Rc<Worker>, inlet: &Inlet, batch: &mut Batch) {
 fn find(worker: &Worker, inlet: &Inlet, batch: &mut Batch) {
     batch.ids.clear();
     batch.strangers.clear();
-    let table = worker.udp.table.borrow();
+    let mut table = worker.udp.table.borrow_mut();
     let mut before = None;
     for (place, message) in batch.received.received().iter().enumerate() {
         let key = key_of(inlet, message).filter(|_| !message.truncated);
         let id = match before {
             Some((same, id)) if key == Some(same) => id,
-            _ => key.and_then(|key| table.find(&key)),
+            _ => key.and_then(|key| table.find(&key)).filter(|id| stays(&mut table, *id)),
         };
         before = key.map(|key| (key, id));
         batch.ids.push(id);
@@ -99,6 +102,15 @@ fn find(worker: &Worker, inlet: &Inlet, batch: &mut Batch) {
             None => worker.shared.node.udp_dropped.add_one(),
         }
     }
+}
+
+/// Ends an association whose node went down or left its upstream, where it has to; the client gets a new one.
+fn stays(table: &mut Table<Association>, id: Id) -> bool {
+    let pulled = table.value_mut(id).is_some_and(|association| association.record.is_pulled());
+    if pulled && let Some(ended) = table.remove(id) {
+        ended.finish(End::NodeDown, None);
+    }
+    !pulled
 }
 
 /// Begins associations for the messages that have none.
