@@ -249,6 +249,16 @@ fn routes_that_do_not_fit_their_listens() {
 }
 
 #[test]
+fn targets_that_nobody_probes() {
+    let checks = |active: Value| json!({"nodes": nodes(), "checks": {"active": active}});
+    let both = json!({"type": "tcp", "healthy": {}, "unhealthy": {}});
+    upstream(checks(json!({"type": "tcp", "unhealthy": {}})), "WARN     upstreams/u  ", "are never probed");
+    upstream(checks(json!({"type": "tcp", "healthy": {}})), "WARN     SG-102 upstreams/u  ", "taken out");
+    let (code, text) = check_objects(&json!({"upstreams": [checks(both)]}));
+    assert!(code == 0 && !text.contains("probed"), "{text}");
+}
+
+#[test]
 fn what_is_not_built_yet() {
     upstream(
         json!({"service_name": "x", "discovery_type": "dns"}),

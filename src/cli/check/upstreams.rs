@@ -15,6 +15,7 @@ pub(super) fn findings(loaded: &Loaded, key: &Key, upstream: &Upstream, unresolv
     let mut found = Found { key, findings: Vec::new() };
     tls(upstream, &mut found);
     not_built(upstream, &mut found);
+    checks(upstream, &mut found);
     balancing(loaded, upstream, &mut found);
     weights(upstream, &mut found);
     names(loaded, upstream, unresolved, &mut found);
@@ -57,13 +58,30 @@ fn not_built(upstream: &Upstream, found: &mut Found<'_>) {
     }
 }
 
+/// Which targets no probe will ever look at. What the schema leaves absent, the checker takes as "never".
+fn checks(upstream: &Upstream, found: &mut Found<'_>) {
+    let Some(active) = upstream.checks.as_ref().map(|checks| &checks.active) else { return };
+    if active.healthy_interval.is_none() {
+        let sentence = "checks.active has no `healthy`: nodes in use are never probed (as in APISIX); write \
+                        `\"healthy\": {}` for one probe a second";
+        found.findings.push(finding(Level::Warn, None, found.key, sentence.into()));
+    }
+    if active.unhealthy_interval.is_none() {
+        found.warn(
+            "SG-102",
+            "checks.active has no `unhealthy`: a node that was taken out is never probed; it is let in again after a \
+             while, in APISIX never",
+        );
+    }
+}
+
 fn balancing(loaded: &Loaded, upstream: &Upstream, found: &mut Found<'_>) {
     match &upstream.balancer {
         Balancer::Ewma => {
             let several = upstream.nodes.len() > 1;
             let there =
                 if several { "APISIX fails each stream session" } else { "with one node APISIX does so too" };
-            found.changes("SG-021", format!("type ewma: nodes take turns; {there}"));
+            found.changes("SG-021", format!("type ewma works, by the time to connect; {there}"));
         }
         Balancer::Chash(_) => {
             if upstream.nodes.iter().any(|node| node.host.ip().is_none()) {
