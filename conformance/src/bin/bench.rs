@@ -34,15 +34,23 @@ const ROUNDS: usize = 5;
 const CHANGES: usize = 200;
 /// How long a start with many routes may take at most.
 const START: Duration = Duration::from_mins(2);
+/// The limit of a pick.
+const PICK: Option<f64> = Some(200.0);
 /// What criterion measures: name of the bench, what it is, limit in nanoseconds where there is one.
 const CRITERION: &[(&str, &str, Option<f64>)] = &[
     ("match, 100,000 rules", "a match among 100,000 mixed routes", Some(3_000.0)),
     ("route", "parse and validate a typical route", Some(15_000.0)),
     ("upstream", "parse and validate a typical upstream", Some(15_000.0)),
-    ("pick of 100, roundrobin", "a pick among 100 nodes, roundrobin", None),
-    ("pick of 100, least_conn", "a pick among 100 nodes, least_conn", None),
-    ("pick of 100, chash remote_addr", "a pick among 100 nodes, chash by client address", None),
-    ("pick of 100, chash template", "a pick among 100 nodes, chash by a template", None),
+    ("pick of 100, roundrobin", "a pick among 100 nodes, roundrobin", PICK),
+    ("pick of 100, roundrobin, one down", "the same, one of them down", PICK),
+    ("pick of 100, least_conn", "a pick among 100 nodes, least_conn", PICK),
+    ("pick of 100, least_conn, one down", "the same, one of them down", PICK),
+    ("pick of 100, ewma", "a pick among 100 nodes, ewma", PICK),
+    ("pick of 100, ewma, one down", "the same, one of them down", PICK),
+    ("pick of 100, chash remote_addr", "a pick among 100 nodes, chash by client address", PICK),
+    ("pick of 100, chash remote_addr, one down", "the same, one of them down", PICK),
+    ("pick of 100, chash template", "a pick among 100 nodes, chash by a template", PICK),
+    ("pick of 100, chash template, one down", "the same, one of them down", PICK),
     ("certificate of 10,000", "a certificate chosen among 10,000", Some(2_000.0)),
     ("certificate of 10,000, none", "none of 10,000 certificates for a long name", Some(2_000.0)),
     ("publish a route, mixed", "publish a changed route of 100,000, mixed", Some(1e6)),

@@ -21,6 +21,10 @@ pub enum Work {
     Datagrams,
     /// Datagrams one way, many handed to the kernel at once.
     Segments,
+    /// Connections that come and go, each to the least loaded of twenty nodes.
+    LeastConn,
+    /// The same, the node found by hashing the client.
+    Hash,
     /// TLS connections are held.
     TlsIdle,
     /// TLS connections that come and go, each with a full handshake.
@@ -42,7 +46,7 @@ pub enum Work {
 
 /// In the order they are done, each with its name: memory is measured on proxies that have done
 /// nothing yet. Those of TLS have processes of their own.
-const WORKS: [(Work, &str); 17] = [
+const WORKS: [(Work, &str); 19] = [
     (Work::Idle, "idle"),
     (Work::Connections, "connections"),
     (Work::Requests, "requests"),
@@ -52,6 +56,8 @@ const WORKS: [(Work, &str); 17] = [
     (Work::FirstBytes, "first-bytes"),
     (Work::Datagrams, "datagrams"),
     (Work::Segments, "segments"),
+    (Work::LeastConn, "least-conn"),
+    (Work::Hash, "hash"),
     (Work::TlsIdle, "tls-idle"),
     (Work::TlsHandshakes, "tls-handshake"),
     (Work::TlsResumed, "tls-resumed"),
@@ -91,6 +97,12 @@ impl Work {
     #[must_use]
     pub fn is_of_datagrams(self) -> bool {
         matches!(self, Self::Datagrams | Self::Segments)
+    }
+
+    /// Reports whether a node has to be chosen among several.
+    #[must_use]
+    pub fn is_of_balancing(self) -> bool {
+        matches!(self, Self::LeastConn | Self::Hash)
     }
 
     /// Reports whether it is done by proxies that are set up for TLS.
@@ -137,6 +149,10 @@ pub enum Metric {
     Segment,
     /// How many of them arrive.
     SegmentRate,
+    /// CPU time for a connection to the least loaded of twenty nodes.
+    LeastConn,
+    /// The same to the one that the client's address and port hash to.
+    Hash,
     /// Resident memory of an idle TLS connection.
     TlsIdleMemory,
     /// CPU time for a TLS connection: connect, full handshake, a byte each way, close.
@@ -162,7 +178,7 @@ pub enum Metric {
 }
 
 /// Each with its name in the results, what it is, and its unit.
-const METRICS: [(Metric, &str, &str, &str); 28] = [
+const METRICS: [(Metric, &str, &str, &str); 30] = [
     (Metric::BulkOne, "bulk_1_cpu", "bulk, 1 connection: CPU for a gigabyte", "s"),
     (Metric::BulkEight, "bulk_8_cpu", "bulk, 8 connections: CPU for a gigabyte", "s"),
     (Metric::Connection, "connection_cpu", "connect, 1 byte each way, close: CPU", "us"),
@@ -185,6 +201,8 @@ const METRICS: [(Metric, &str, &str, &str); 28] = [
         "UDP, 1,200 bytes one way, GSO sender: datagrams that arrive",
         "1/s",
     ),
+    (Metric::LeastConn, "least_conn_cpu", "the same connection, least_conn of 20 nodes: CPU", "us"),
+    (Metric::Hash, "hash_cpu", "the same connection, consistent hash over 20 nodes: CPU", "us"),
     (Metric::TlsIdleMemory, "tls_idle_memory", "TLS, idle connection: resident memory", "B"),
     (Metric::TlsHandshake, "tls_handshake_cpu", "TLS, full handshake, 1 byte each way, close: CPU", "us"),
     (Metric::TlsResumed, "tls_resumed_cpu", "TLS, resumed, 1 byte each way, close: CPU", "us"),
@@ -241,6 +259,8 @@ impl Metric {
             Self::IdleMemory | Self::IdleCpu | Self::Churn | Self::ChurnRate => Work::Idle,
             Self::Datagram | Self::DatagramRate => Work::Datagrams,
             Self::Segment | Self::SegmentRate => Work::Segments,
+            Self::LeastConn => Work::LeastConn,
+            Self::Hash => Work::Hash,
             Self::TlsIdleMemory => Work::TlsIdle,
             Self::TlsHandshake => Work::TlsHandshakes,
             Self::TlsResumed => Work::TlsResumed,

@@ -19,6 +19,10 @@ use crate::process::{Process, find, until};
 
 pub(super) mod config;
 
+/// Where a proxy listens for connections to the least loaded of [`NODES`](super::upstream::NODES).
+pub const LEAST_CONN: u16 = 7006;
+/// Where it listens for those whose node is found by hashing.
+pub const HASH: u16 = 7007;
 /// How long a proxy may take until it forwards.
 const START: Duration = Duration::from_secs(20);
 /// Where Debian puts the stream module, which is a package of its own.
@@ -75,7 +79,7 @@ impl Proxy {
     /// Reports whether it is given this to do.
     #[must_use]
     pub fn does(self, work: Work) -> bool {
-        if work.is_of_tls() {
+        if work.is_of_tls() || work.is_of_balancing() {
             matches!(self, Self::Streamgate | Self::Nginx)
         } else {
             !work.is_of_datagrams() || self.forwards_datagrams()

@@ -152,11 +152,11 @@ mod tests {
             results.gaps(&Plan { proxies, works, rounds: 1, turns, ..Plan::default() }).len()
         };
         // Figures that are measured once a round, and those that HAProxy does not take part in.
-        let (whole, idle, idle_tls, datagrams, tls) = (results(&all), 4, 1, 4, 11);
+        let (whole, idle, idle_tls, datagrams, tls, balancing) = (results(&all), 4, 1, 4, 11, 2);
         assert_eq!(count(&whole, &[Proxy::Nginx], &works, 1), 0);
         assert_eq!(count(&whole, &[Proxy::Nginx], &works, 2), all.len() - idle - idle_tls);
         let both = [Proxy::Nginx, Proxy::Haproxy];
-        assert_eq!(count(&whole, &both, &works, 1), all.len() - datagrams - tls);
+        assert_eq!(count(&whole, &both, &works, 1), all.len() - datagrams - tls - balancing);
         assert_eq!(count(&whole, &[Proxy::Haproxy], &[Work::Idle], 1), idle);
         let zero = |metric: Metric| {
             let others = all.iter().copied().filter(|(of, ..)| *of != metric);

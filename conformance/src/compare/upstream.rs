@@ -26,6 +26,9 @@ pub const DATAGRAMS: u16 = 7003;
 /// Counts the bytes of datagrams.
 pub const SINK: u16 = 7004;
 
+/// The echo again, on each of these ports: nodes to choose among.
+pub const NODES: std::ops::Range<u16> = 7101..7121;
+
 /// Takes bytes over TCP without end and counts them.
 pub const DRAIN: u16 = 7005;
 
@@ -130,6 +133,9 @@ impl Server {
         let buffer = vec![0; CHUNK];
         let mut server = Self { epoll, roles: HashMap::new(), last: 0, buffer, counts };
         server.add(Role::EchoListener(TcpListener::bind(at(ECHO))?))?;
+        for port in NODES {
+            server.add(Role::EchoListener(TcpListener::bind(at(port))?))?;
+        }
         server.add(Role::SourceListener(TcpListener::bind(at(SOURCE))?))?;
         server.add(Role::DrainListener(TcpListener::bind(at(DRAIN))?))?;
         server.add(Role::DatagramEcho(UdpSocket::bind(at(DATAGRAMS))?))?;

@@ -6,9 +6,9 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use super::{Proxy, Stage};
+use super::{HASH, LEAST_CONN, Proxy, Stage};
 use crate::compare::tls::{PASSTHROUGH, PLAIN};
-use crate::compare::upstream::{DATAGRAMS, DRAIN, ECHO, SINK, SOURCE};
+use crate::compare::upstream::{DATAGRAMS, DRAIN, ECHO, NODES, SINK, SOURCE};
 use crate::routes::other_route;
 
 /// Routes that streamgate has beside those in use.
@@ -38,6 +38,7 @@ pub(in crate::compare) fn set_up(
     let mut text = template
         .replace("@LISTEN@", &ip.to_string())
         .replace("@UPSTREAM@", &upstream.to_string())
+        .replace("@SERVERS@", &servers(upstream))
         .replace("@FOLDER@", &folder.to_string_lossy())
         .replace("@FILES@", &files.to_string());
     for (name, value) in values {
@@ -102,6 +103,9 @@ fn objects(stage: Stage, upstream: Ipv4Addr) -> String {
             r#"  - {{"id": "in-use-{port}", "server_port": {port}, "plugins": {{"prometheus": {{}}}}, "upstream": {{"type": "roundrobin", "timeout": {{"connect": 5, "send": 600, "read": 600}}, "nodes": {{"{node}": 1}}}}}}"#
         );
     }
+    if matches!(stage, Stage::Plain) {
+        text.push_str(&balanced(upstream));
+    }
     for (key, value) in (0..OTHER_ROUTES).map(other_route) {
         let id = key.rsplit('/').next().unwrap_or_default();
         let fields = value.trim_start_matches('{');
@@ -113,6 +117,28 @@ fn objects(stage: Stage, upstream: Ipv4Addr) -> String {
     }
     text.push_str("#END\n");
     text
+}
+
+/// The routes of streamgate with several nodes.
+fn balanced(upstream: Ipv4Addr) -> String {
+    let nodes: Vec<String> = NODES.map(|port| format!(r#""{upstream}:{port}": 1"#)).collect();
+    let nodes = nodes.join(", ");
+    let how = [
+        (LEAST_CONN, r#""type": "least_conn""#),
+        (HASH, r#""type": "chash", "hash_on": "vars_combinations", "key": "$remote_addr$remote_port""#),
+    ];
+    how.map(|(port, how)| {
+        format!(
+            r#"  - {{"id": "among-{port}", "server_port": {port}, "plugins": {{"prometheus": {{}}}}, "upstream": {{{how}, "nodes": {{{nodes}}}}}}}
+"#
+        )
+    })
+    .concat()
+}
+
+/// The servers of nginx's upstreams.
+fn servers(upstream: Ipv4Addr) -> String {
+    NODES.map(|port| format!("server {upstream}:{port};")).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -152,9 +178,11 @@ mod tests {
             }
             let objects = objects(stage, IPS[1]);
             assert_eq!(objects.matches("\"id\": \"in-use-").count(), ports(stage).len());
+            let among = objects.matches("\"id\": \"among-").count();
+            assert_eq!(among, if matches!(stage, Stage::Plain) { 2 } else { 0 });
             assert_eq!(
                 objects.matches("{\"id\"").count(),
-                ports(stage).len() + OTHER_ROUTES + objects.matches("ssls:").count()
+                ports(stage).len() + among + OTHER_ROUTES + objects.matches("ssls:").count()
             );
             assert_eq!(objects.contains("BEGIN CERTIFICATE"), matches!(stage, Stage::Tls(_)));
         }
