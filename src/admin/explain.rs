@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::admin::healthcheck::Why;
-use crate::balance::{Pool, Target};
+use crate::balance::{Pool, PoolNode};
 use crate::config::Listen;
 use crate::resource::{Key, Kind};
 use crate::session::{End, Inbound, Transport};
@@ -77,7 +77,7 @@ pub struct Answer {
     /// How it ends where it gets no node: the `end` of metrics and logs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end: Option<String>,
-    /// Why, as a sentence.
+    /// Why, as a sentence; without `end`, why there is no node yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Sentences about what the route asks for and does not get.
@@ -154,7 +154,7 @@ pub struct Refused {
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default)]
 pub struct Health {
-    /// `ip:port` of what is probed.
+    /// `host:port`, as in [`Answer::node`].
     pub node: String,
     /// `healthy`, `mostly_healthy`, `unhealthy`, `mostly_unhealthy`.
     pub status: String,
@@ -328,27 +328,31 @@ fn node(pool: &Pool, inbound: &Inbound, now: Instant, answer: &mut Answer) {
     answer.upstream = Some(pool.id.to_string());
     answer.method = Some(pool.method().into());
     answer.nodes = pool.nodes().len();
-    answer.health =
-        pool.checked().map(|checked| checked.targets.iter().map(health).collect()).unwrap_or_default();
+    answer.health = pool.nodes().iter().filter_map(health).collect();
     answer.dns = (!pool.names().is_empty()).then(|| dns(pool));
     match (pool.preview(inbound, now), &pool.settings.unfit) {
         (_, Some(why)) => ends(answer, End::UpstreamTls, why.to_string()),
         (Some(node), None) => answer.node = Some(node.label.to_string()),
-        // Sessions wait for the first answer; there is no end to tell of yet.
-        (None, None) if pool.settings.pending => {}
+        // There is no end to tell of yet.
+        (None, None) if pool.settings.pending => {
+            let why = "its names or its registry have not answered yet; sessions wait for that, the connect timeout \
+                       at most";
+            answer.reason = Some(why.into());
+        }
         (None, None) => ends(answer, End::NoNode, "the upstream has no node that can be dialled".into()),
     }
 }
 
-fn health(target: &Target) -> Health {
-    let Why { since, by, sentence } = Why::of(target);
-    Health {
-        node: target.addr.to_string(),
-        status: target.cell.standing().state.label().into(),
+fn health(node: &PoolNode) -> Option<Health> {
+    let cell = node.health.as_ref()?;
+    let Why { since, by, sentence } = Why::of(cell);
+    Some(Health {
+        node: node.label.to_string(),
+        status: cell.standing().state.label().into(),
         since,
         by: by.map(Into::into),
         why: sentence,
-    }
+    })
 }
 
 fn dns(pool: &Pool) -> Dns {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::admin::time::rfc3339;
 use crate::balance::{Checked, Pool, Target};
+use crate::health::Cell;
 use crate::resource::{Key, Kind};
 use crate::snapshot::Snapshot;
 
@@ -90,7 +91,7 @@ fn node(checked: &Checked, target: &Target) -> Value {
     if let Some(header) = &checked.checks.active.host_header {
         node["hostheader"] = (**header).into();
     }
-    let why = Why::of(target);
+    let why = Why::of(&target.cell);
     node["since"] = json!(why.since);
     node["by"] = json!(why.by);
     node["why"] = json!(why.sentence);
@@ -109,8 +110,8 @@ pub(crate) struct Why {
 }
 
 impl Why {
-    pub(crate) fn of(target: &Target) -> Self {
-        match target.cell.cause() {
+    pub(crate) fn of(cell: &Cell) -> Self {
+        match cell.cause() {
             Some(cause) => Self {
                 since: Some(rfc3339(cause.since_unix_ms)),
                 by: Some(cause.by.label()),

@@ -315,6 +315,11 @@ mod tests {
         node.check("GET /metrics", "404 Not Found", "no such page").await;
         node.check("GET /status", "200 OK", r#"{"status":"ok"}"#).await;
         node.check("GET /streamgate/status", "200 OK", r#""kind":"etcd""#).await;
+        node.check("GET /v1/healthcheck", "200 OK", "application/json").await;
+        node.check("GET /v1/healthcheck HTTP/1.1\r\nAccept: text/html", "200 OK", "text/html").await;
+        node.check("GET /v1/healthcheck/upstreams/u", "404 Not Found", "upstreams[u] not found").await;
+        node.check("GET /v1/nope", "404 Not Found", "no such page").await;
+        node.check("POST /v1/upstreams", "405 Method Not Allowed", "allow: GET, HEAD").await;
         node.check("GET /streamgate/accept-state", "405 Method Not Allowed", "allow: POST").await;
     }
 

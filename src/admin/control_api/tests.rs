@@ -194,6 +194,7 @@ fn a_session_that_ends_says_how() {
     assert_eq!(ask("server=127.0.0.1:3&tls=true")["end"], "tls_no_sni");
     assert_eq!(ask("server=127.0.0.1:3&tls=true&sni=A.b.")["ssl"]["name"], "a.b");
     let pending = ask("server=127.0.0.1:2");
+    assert!(pending["reason"].as_str().unwrap().contains("have not answered yet"), "{pending}");
     assert_eq!((&pending["end"], &pending["node"]), (&Value::Null, &Value::Null));
     assert_eq!(pending["dns"], json!({"names": [], "pending": ["db.test"]}));
     assert_eq!(ask("server=127.0.0.1:3&others=0")["rest"], json!(["2 rules for other ports"]));

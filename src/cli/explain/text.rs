@@ -98,7 +98,10 @@ fn winner(answer: &Answer, out: &mut impl Write) -> io::Result<()> {
         (None, Some(end)) => {
             writeln!(out, "   closed: {end}: {}", answer.reason.as_deref().unwrap_or_default())?;
         }
-        (None, None) => writeln!(out, "   node none yet: its names did not resolve in time")?,
+        (None, None) => {
+            let why = answer.reason.as_deref().unwrap_or("nothing says why");
+            writeln!(out, "   node none yet: {why}")?;
+        }
     }
     for why in &answer.degraded {
         writeln!(out, "       {why}")?;
