@@ -1,15 +1,20 @@
-//! The pages of a node over HTTP: metrics, status, and what an operator may tell it.
+//! The pages of a node over HTTP: metrics, status, the control API, and what an operator may tell it.
 //!
 //! Sockets and the stop signal are given. Everything is read from the present snapshot and from
 //! shared counters, so a page costs sessions nothing; it is written on a thread of its own, and so
 //! few pages exist at once that slow readers cannot take the memory.
 
 pub mod apisix_metrics;
+mod control_api;
+pub mod explain;
+mod health_metrics;
+mod healthcheck;
 mod process_metrics;
 mod route_metrics;
 mod server;
 mod status;
 mod text;
+mod time;
 mod tls_metrics;
 
 use std::collections::HashSet;
@@ -17,11 +22,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use self::explain::Facing;
 pub use self::server::{Pages, serve};
 use crate::config::Prometheus;
 use crate::live::NodeCounters;
@@ -46,6 +53,8 @@ pub struct Admin {
     state: Arc<NodeState>,
     node: Arc<NodeCounters>,
     accept_state: mpsc::Sender<()>,
+    facing: Arc<ArcSwap<Facing>>,
+    etcd_prefix: Box<str>,
     prefix: Box<str>,
     max_series: usize,
     hostname: Box<str>,
@@ -68,6 +77,10 @@ pub struct Parts {
     pub node: Arc<NodeCounters>,
     /// Gets a message when an operator accepts a full read that is held back.
     pub accept_state: mpsc::Sender<()>,
+    /// What of the present configuration meets sessions first.
+    pub facing: Arc<ArcSwap<Facing>>,
+    /// `deployment.etcd.prefix`, which keys of objects begin with; empty for a file.
+    pub etcd_prefix: Box<str>,
 }
 
 impl Admin {
@@ -83,6 +96,8 @@ impl Admin {
             state: parts.state,
             node: parts.node,
             accept_state: parts.accept_state,
+            facing: parts.facing,
+            etcd_prefix: parts.etcd_prefix,
             prefix: prometheus.map_or("apisix_", |prometheus| &*prometheus.prefix).into(),
             max_series: prometheus.map_or(200_000, |prometheus| prometheus.max_series),
             hostname: hostname.trim().into(),
@@ -98,15 +113,24 @@ impl Admin {
         let mut out = String::with_capacity(room + room / 16);
         self.observe(&snapshot, unix_ms());
         let (totals, state) = (&*self.totals, &*self.state);
-        let facts = apisix_metrics::Facts { snapshot: &snapshot, totals, state, hostname: &self.hostname };
+        let (hostname, etcd_prefix) = (&*self.hostname, &*self.etcd_prefix);
+        let facts = apisix_metrics::Facts { snapshot: &snapshot, totals, state, hostname, etcd_prefix };
         apisix_metrics::render(&mut out, &self.prefix, facts);
         process_metrics::render(&mut out, state.started_unix_ms);
         self.metrics.render(&mut out);
         let (routes, pools) = (snapshot.routes(), snapshot.pools());
         route_metrics::render(&mut out, &totals.unrouted, routes, pools, self.max_series);
         tls_metrics::render(&mut out, &self.node.tls, &snapshot, self.max_series);
+        health_metrics::render(&mut out, &snapshot, self.max_series);
         self.page_bytes.store(out.len(), Relaxed);
         out
+    }
+
+    /// A page of the control API.
+    fn control_page(&self, request: &control_api::Request) -> control_api::Page {
+        let (snapshot, facing) = (self.published.load_full(), self.facing.load_full());
+        let (prefix, source) = (&*self.etcd_prefix, self.state.source);
+        control_api::Site { snapshot: &snapshot, facing: &facing, prefix, source }.answer(request)
     }
 
     /// Sets what is derived from the snapshot and from the state of the source.
@@ -215,6 +239,8 @@ mod tests {
             state: Arc::new(NodeState::new("etcd", unix_ms(), status)),
             node: Arc::default(),
             accept_state,
+            facing: Arc::default(),
+            etcd_prefix: "/apisix".into(),
         };
         (Arc::new(Admin::new(parts, None)), accepted)
     }

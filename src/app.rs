@@ -16,8 +16,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::addr::IpMatcher;
+use crate::admin::explain::Facing;
 use crate::admin::{self, Admin, Pages, Parts, apisix_metrics};
-use crate::config::{Config, Source};
+use crate::config::{Config, Listen, Source};
 use crate::control::{self, Control};
 use crate::discovery;
 use crate::drain::Drain;
@@ -68,12 +69,16 @@ pub struct Gateway {
     first_state: oneshot::Receiver<()>,
     /// Peers whose PROXY header the workers believe.
     real_ip_from: Arc<ArcSwap<Vec<IpMatcher>>>,
+    /// What the control API explains sessions by.
+    facing: Arc<ArcSwap<Facing>>,
     /// Everything but the workers ends with it.
     background: CancellationToken,
     /// The real address of the metrics server.
     pub metrics_addr: Option<SocketAddr>,
     /// The real address of the status server.
     pub status_addr: Option<SocketAddr>,
+    /// The real address of the control API; `None` also where its default address is taken.
+    pub control_addr: Option<SocketAddr>,
 }
 
 impl Gateway {
@@ -96,6 +101,7 @@ impl Gateway {
         let workers = Workers::start(crew, &shared, &drain.watch()).context("cannot start workers")?;
         let listens = Listens::new(&workers, options.share_ports);
 
+        let facing = Arc::new(ArcSwap::from_pointee(facing(&config, config.listens.clone())));
         let (accept_state, accepted) = mpsc::channel(1);
         let admin = Arc::new(Admin::new(
             Parts {
@@ -105,10 +111,12 @@ impl Gateway {
                 state: state.clone(),
                 node: shared.node.clone(),
                 accept_state,
+                facing: facing.clone(),
+                etcd_prefix: etcd_prefix(&config.source),
             },
             config.prometheus.as_ref(),
         ));
-        let (metrics_addr, status_addr) = serve_pages(&config, &admin, &background).await?;
+        let servers = serve_pages(&config, &admin, &background).await?;
         tokio::spawn(admin::upkeep(admin, background.clone()));
 
         let (first, first_state) = oneshot::channel();
@@ -131,9 +139,11 @@ impl Gateway {
             log,
             first_state,
             real_ip_from: shared.real_ip_from,
+            facing,
             background,
-            metrics_addr,
-            status_addr,
+            metrics_addr: servers.metrics,
+            status_addr: servers.status,
+            control_addr: servers.control,
         })
     }
 
@@ -146,11 +156,13 @@ impl Gateway {
         for warning in &report.warnings {
             tracing::warn!("{warning}");
         }
+        self.face();
         self.state.set_ready();
         let opened: Vec<String> = report.opened.iter().map(ToString::to_string).collect();
         tracing::info!(
             revision = self.published.load().revision,
             metrics = self.metrics_addr.map(tracing::field::display),
+            control = self.control_addr.map(tracing::field::display),
             "gateway ready: {}",
             opened.join(", "),
         );
@@ -194,7 +206,15 @@ impl Gateway {
         }
         self.real_ip_from.store(Arc::new(config.real_ip_from.clone()));
         self.config = config;
+        self.face();
         Ok(())
+    }
+
+    /// Tells the control API which listens there are now.
+    fn face(&self) {
+        let real = |opened: Opened| Listen { addr: opened.addr, ..(*opened.listen).clone() };
+        let listens = self.listens.opened().into_iter().map(real).collect();
+        self.facing.store(Arc::new(facing(&self.config, listens)));
     }
 
     /// Ends it: no new sessions, those that live have until `limit` from now, or until `hurry`.
@@ -330,12 +350,20 @@ fn shared(
     Ok((shared, log))
 }
 
-/// Binds and serves the metrics and the status pages; their real addresses.
+/// Real addresses of the servers of pages.
+#[derive(Debug, Default)]
+struct Servers {
+    metrics: Option<SocketAddr>,
+    status: Option<SocketAddr>,
+    control: Option<SocketAddr>,
+}
+
+/// Binds and serves the metrics, the status pages and the control API.
 async fn serve_pages(
     config: &Config,
     admin: &Arc<Admin>,
     stop: &CancellationToken,
-) -> anyhow::Result<(Option<SocketAddr>, Option<SocketAddr>)> {
+) -> anyhow::Result<Servers> {
     let serve = async |addr: SocketAddr, pages: Pages, key: &str| {
         let listener = TcpListener::bind(addr).await.with_context(|| {
             format!(
@@ -346,15 +374,41 @@ async fn serve_pages(
         tokio::spawn(admin::serve(listener, pages, admin.clone(), stop.clone()));
         anyhow::Ok(addr)
     };
-    let (mut metrics_addr, mut status_addr) = (None, None);
+    let mut servers = Servers::default();
     if let Some(prometheus) = &config.prometheus {
-        let pages = Pages { metrics: Some(prometheus.uri.clone()), status: false };
-        metrics_addr = Some(serve(prometheus.addr, pages, "plugin_attr.prometheus.export_addr").await?);
+        let pages = Pages { metrics: Some(prometheus.uri.clone()), ..Pages::default() };
+        servers.metrics = Some(serve(prometheus.addr, pages, "plugin_attr.prometheus.export_addr").await?);
     }
     if let Some(addr) = config.status {
-        status_addr = Some(serve(addr, Pages { metrics: None, status: true }, "apisix.status").await?);
+        let pages = Pages { status: true, ..Pages::default() };
+        servers.status = Some(serve(addr, pages, "apisix.status").await?);
     }
-    Ok((metrics_addr, status_addr))
+    if let Some(control) = config.control {
+        let pages = Pages { control: true, ..Pages::default() };
+        match serve(control.addr, pages, "apisix.control").await {
+            Ok(addr) => servers.control = Some(addr),
+            Err(error) if control.written => return Err(error),
+            // An APISIX or another gateway of this host has it, and nobody asked for it here.
+            Err(error) => tracing::warn!(
+                "{error:#}; this gateway goes on without the control API. Write another apisix.control.port, or \
+                 enable_control: false"
+            ),
+        }
+    }
+    Ok(servers)
+}
+
+/// What meets sessions first.
+fn facing(config: &Config, listens: Vec<Listen>) -> Facing {
+    Facing { listens, fallback_sni: config.ssl.fallback_sni.clone() }
+}
+
+/// What keys of objects begin with.
+fn etcd_prefix(source: &Source) -> Box<str> {
+    match source {
+        Source::Etcd(etcd) => etcd.prefix.clone(),
+        Source::File(_) => "".into(),
+    }
 }
 
 /// Milliseconds since the Unix epoch.

@@ -10,12 +10,13 @@
 //! outlive the pool: a changed upstream goes on with the counts it has.
 
 mod checked;
+mod preview;
 mod ring;
 mod set;
 mod template;
 mod turns;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -91,6 +92,16 @@ pub struct Pool {
     degraded: Option<String>,
     method: Method,
     checked: Option<Checked>,
+    names: Box<[Named]>,
+}
+
+/// A host name that nodes are written with.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Named {
+    /// The name as written.
+    pub name: Arc<str>,
+    /// Its addresses; `None` before the first answer of the resolver, empty where it does not exist.
+    pub addresses: Option<Arc<[IpAddr]>>,
 }
 
 /// The nodes of one priority.
@@ -155,7 +166,20 @@ impl Pool {
             priorities.into_iter().map(|priority| Group::new(&nodes, priority, method, seed)).collect();
         let coarse = groups.iter().any(|group| group.weighted.is_coarse());
         let degraded = degraded(balancer, coarse);
-        Self { id, settings, nodes, groups, key: Key::of(balancer), degraded, method, checked: None }
+        let (key, names) = (Key::of(balancer), Box::default());
+        Self { id, settings, nodes, groups, key, degraded, method, checked: None, names }
+    }
+
+    /// The same, with the host names that its nodes are written with.
+    #[must_use]
+    pub fn with_names(self, names: Vec<Named>) -> Self {
+        Self { names: names.into(), ..self }
+    }
+
+    /// The host names that its nodes are written with, each once, in their order.
+    #[must_use]
+    pub fn names(&self) -> &[Named] {
+        &self.names
     }
 
     /// The same, with health checks.

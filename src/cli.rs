@@ -13,6 +13,7 @@ use streamgate::config::{self, Config};
 mod accept_state;
 mod check;
 mod explain;
+mod http;
 mod load;
 mod run;
 mod validate;
@@ -67,6 +68,7 @@ Example:
     #[command(after_help = "Examples:
   streamgate explain -c conf/config.yaml --client 10.8.0.7 --server 10.0.0.2:3306
   streamgate explain --client 10.8.0.7:40000 --server 10.0.0.2:8883 --sni mqtt.example.com
+  streamgate explain --node http://127.0.0.1:9090 --client 10.8.0.7 --server 10.0.0.2:3306
   streamgate explain --jsonl < cases.jsonl      many cases, objects in the line itself")]
     Explain(explain::Arguments),
     /// Let a full read of the configuration take effect that the running gateway holds back

@@ -70,6 +70,8 @@ pub struct Config {
     pub prometheus: Option<Prometheus>,
     /// `apisix.status`: the `/status` server.
     pub status: Option<SocketAddr>,
+    /// `apisix.control`: the control API; absent where `enable_control` is false.
+    pub control: Option<Control>,
     /// Worker threads, one core each.
     pub workers: usize,
     /// `enable_cpu_affinity`: each worker stays on a core.
@@ -159,6 +161,15 @@ impl ProxyTlvs {
     pub const ALL: Self = Self { sni: true, alpn: true, unique_id: true, received: true };
     /// None at all.
     pub const NONE: Self = Self { sni: false, alpn: false, unique_id: false, received: false };
+}
+
+/// `apisix.control`: where the control API is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Control {
+    /// The address; APISIX's default is 127.0.0.1:9090 (`apisix/cli/ops.lua`, `control_server_addr`).
+    pub addr: SocketAddr,
+    /// It stands in config.yaml: then the node does not start without it.
+    pub written: bool,
 }
 
 /// Where objects come from.

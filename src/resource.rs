@@ -18,6 +18,7 @@ mod rules;
 mod schema;
 mod service;
 mod shape;
+mod shown;
 mod ssl;
 mod stream_route;
 mod upstream;
@@ -30,6 +31,7 @@ use std::time::Duration;
 pub use client_auth::{ClientAuth, provider};
 pub use identity::Identity;
 pub use rules::{Parsed, Rejection, Remark, Rules};
+pub use shown::{Shown, shown};
 pub use upstream::{ActiveCheck, CheckKind, Checks, HttpCheck};
 pub use validate::validate_line;
 

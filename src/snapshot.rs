@@ -17,7 +17,7 @@ use crate::persistent::Map;
 use crate::plugin::Plugin;
 use crate::resource::{Key, Kind, Ssl};
 use crate::session::{End, Inbound};
-use crate::store::{HeldState, Rejected};
+use crate::store::{HeldState, Rejected, Written};
 
 mod build;
 mod merge;
@@ -105,6 +105,8 @@ pub struct Snapshot {
     certificates: Certificates,
     /// Certificate objects of type client.
     shown: Map<Arc<str>, Arc<Ssl>>,
+    /// Every loaded object that pages show, whether or not a route reaches it.
+    written: Map<Key, Written>,
     counts: BTreeMap<Kind, usize>,
     rejected: Map<Key, Rejected>,
     held: Option<HeldState>,
@@ -160,6 +162,20 @@ impl Snapshot {
                 Err((End::UpstreamMissing, why.into()))
             }
         }
+    }
+
+    /// A loaded object as it was written; `None` where there is none, and for certificates and secrets.
+    #[must_use]
+    pub fn written(&self, key: &Key) -> Option<&Written> {
+        self.written.get(key)
+    }
+
+    /// All loaded objects of a kind as they were written, by the bytes of their ids.
+    #[must_use]
+    pub fn all_written(&self, kind: Kind) -> Vec<(&Key, &Written)> {
+        let mut found: Vec<_> = self.written.iter().filter(|(key, _)| key.kind == kind).collect();
+        found.sort_unstable_by_key(|(key, _)| *key);
+        found
     }
 
     /// Why a session gets the route it gets; at most `limit` others are listed one by one.

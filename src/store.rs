@@ -90,6 +90,15 @@ pub struct Rejected {
     pub previous_serves: bool,
 }
 
+/// An object as it was written: what pages show it from.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// The revision it was accepted at.
+    pub revision: i64,
+    /// Its bytes. They may hold secrets: [`crate::resource::shown`] leaves those out.
+    pub bytes: Arc<[u8]>,
+}
+
 /// An accepted object.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -101,10 +110,18 @@ pub struct Entry {
     pub object: Object,
     /// Sentences about parts that were dropped or do nothing.
     pub warnings: Arc<[Remark]>,
-    /// Kept where the object carries plugins: another list of enabled plugins parses it anew.
-    raw: Option<Bytes>,
+    /// Of what pages show, and what another list of enabled plugins parses anew; certificates are neither.
+    bytes: Option<Arc<[u8]>>,
     /// Of its bytes: an etcd that was restored or began anew counts the same revisions again.
     digest: u64,
+}
+
+impl Entry {
+    /// What it was read from; `None` for objects that no page shows, such as certificates.
+    #[must_use]
+    pub fn written(&self) -> Option<Written> {
+        self.bytes.as_ref().map(|bytes| Written { revision: self.revision, bytes: bytes.clone() })
+    }
 }
 
 /// A refused version, with what it takes to try it again.

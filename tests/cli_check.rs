@@ -236,6 +236,7 @@ async fn check_reads_etcd_and_writes_nothing() {
             "not    idle: server_port 1001 is not 1000",
             "rejected stream_routes/bad: ",
             &format!("config revision {revision}"),
+            "from etcd, health unknown",
         ],
     );
     assert_eq!(etcd.put("/elsewhere", "x").await, revision + 1, "something wrote to etcd");

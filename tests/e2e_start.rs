@@ -217,6 +217,7 @@ fn every_form_of_a_listen_serves() {
     setup.whole = Some(format!(
         "apisix:
   proxy_mode: http&stream
+  enable_control: false
   stream_proxy:
     tcp: [@tcp0, \"@tcp1\", \"[::1]:@tcp2\", {{addr: \"127.0.0.1:@tcp3\", tls: false}}, \"127.0.0.1:{first}-{last}\"]
     udp: [@udp0, \"[::1]:@udp1\", \"127.0.0.1:@udp2\"]

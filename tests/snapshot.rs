@@ -22,6 +22,7 @@ struct Seen {
     routes: BTreeMap<String, String>,
     pools: BTreeMap<String, String>,
     rejected: Vec<String>,
+    written: Vec<String>,
     winners: Vec<Option<String>>,
 }
 
@@ -29,7 +30,7 @@ fn nodes(pool: &Pool) -> String {
     let mut nodes: Vec<String> =
         pool.nodes().iter().map(|node| format!("{}*{}", node.label, node.weight)).collect();
     nodes.sort();
-    format!("{} {nodes:?} pending={}", pool.id, pool.settings.pending)
+    format!("{} {nodes:?} of {:?} pending={}", pool.id, pool.names(), pool.settings.pending)
 }
 
 fn seen(snapshot: &Snapshot) -> Seen {
@@ -51,7 +52,11 @@ fn seen(snapshot: &Snapshot) -> Seen {
             snapshot.find(&inbound).map(|route| route.id.to_string())
         })
     });
+    let kinds = [Kind::StreamRoute, Kind::Upstream, Kind::Service];
+    let written = kinds.into_iter().flat_map(|kind| snapshot.all_written(kind));
+    let written = written.map(|(key, written)| format!("{key} {}", String::from_utf8_lossy(&written.bytes)));
     Seen {
+        written: written.collect(),
         winners: winners.collect(),
         routes: routes.collect(),
         pools: snapshot.pools().map(|pool| (pool.id.to_string(), nodes(pool))).collect(),

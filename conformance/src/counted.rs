@@ -73,7 +73,7 @@ impl Stage {
             json!({"addr": self.passthrough, "tls_passthrough": true}),
         ];
         let all = json!({
-            "apisix": {"proxy_mode": "stream", "stream_proxy": {"tcp": tcp, "udp": [echo]}},
+            "apisix": {"proxy_mode": "stream", "enable_control": false, "stream_proxy": {"tcp": tcp, "udp": [echo]}},
             "deployment": {"role": "data_plane", "role_data_plane": {"config_provider": "yaml"}},
             "plugin_attr": {"prometheus": {"export_addr": {"ip": "127.0.0.1", "port": metrics}}},
             "nginx_config": {"worker_processes": 1},

@@ -99,6 +99,7 @@ fn config_text(etcd: SocketAddr, ports: Ports) -> String {
         text,
         "apisix:
   proxy_mode: stream
+  enable_control: false
   stream_proxy:
     tcp: [\"{tcp}\"]
     udp: [\"{udp}\"]

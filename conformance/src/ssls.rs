@@ -125,7 +125,7 @@ fn none_refused(ports: Ports) -> Outcome<()> {
 fn config_text(ports: Ports) -> Value {
     let Ports { tcp, metrics, .. } = ports;
     json!({
-        "apisix": {"proxy_mode": "stream", "stream_proxy": {"tcp": [{"addr": tcp, "tls": true}]}},
+        "apisix": {"proxy_mode": "stream", "enable_control": false, "stream_proxy": {"tcp": [{"addr": tcp, "tls": true}]}},
         "deployment": {"role": "data_plane", "role_data_plane": {"config_provider": "json"}},
         "plugin_attr": {"prometheus": {"export_addr": {"ip": metrics.ip(), "port": metrics.port()}}},
         "nginx_config": {"worker_processes": 2},

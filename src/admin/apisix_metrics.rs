@@ -5,6 +5,7 @@
 //! A family without samples is not told at all, and one that has them is never folded. Families are
 //! sorted by name.
 
+use crate::admin::healthcheck;
 use crate::admin::text::{self, Kind};
 use crate::config::Prometheus;
 use crate::live::listen_stats::{Bandwidth, ListenStats};
@@ -19,6 +20,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) totals: &'a Totals,
     pub(crate) state: &'a NodeState,
     pub(crate) hostname: &'a str,
+    /// What keys of objects begin with.
+    pub(crate) etcd_prefix: &'a str,
 }
 
 /// The extra labels that the configuration gives a metric, for [`Totals::new`].
@@ -42,6 +45,7 @@ pub(crate) fn render(out: &mut String, prefix: &str, facts: Facts<'_>) {
     page.family("node_info", Kind::Gauge, "Info of APISIX node", [(node, 1)]);
     page.listens(&facts.totals.listens());
     page.sessions(facts.totals);
+    page.upstreams(facts);
 }
 
 struct Page<'a> {
@@ -144,6 +148,20 @@ impl Page<'_> {
             }),
         );
     }
+
+    /// What health checks say of each node.
+    fn upstreams(&mut self, facts: Facts<'_>) {
+        let entries = healthcheck::entries(facts.snapshot);
+        let samples = entries.iter().flat_map(|entry| {
+            let name = format!("{}/{}", facts.etcd_prefix, entry.key());
+            entry.checked.targets.iter().map(move |target| {
+                let (ip, port) = (target.addr.ip().to_string(), target.addr.port().to_string());
+                let labels = text::labels(&[("name", &name), ("ip", &ip), ("port", &port)]);
+                (labels, u8::from(target.cell.is_usable()))
+            })
+        });
+        self.family("upstream_status", Kind::Gauge, "Upstream status from health check", samples);
+    }
 }
 
 fn added(one: Bandwidth, other: Bandwidth) -> Bandwidth {
@@ -172,6 +190,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::admin::control_api::tests::checked;
     use crate::config::ExtraLabels;
     use crate::live::source_status::SourceStatus;
     use crate::session::{End, Inbound, Outcome, Traffic, Transport};
@@ -199,11 +218,14 @@ mod tests {
         }
     }
 
+    fn facts<'a>(snapshot: &'a Snapshot, totals: &'a Totals, state: &'a NodeState) -> Facts<'a> {
+        Facts { snapshot, totals, state, hostname: "vm", etcd_prefix: "/apisix" }
+    }
+
     #[track_caller]
     fn check(prefix: &str, totals: &Totals, state: &NodeState, expected: &str) {
         let mut out = String::new();
-        let facts = Facts { snapshot: &Snapshot::default(), totals, state, hostname: "vm" };
-        render(&mut out, prefix, facts);
+        render(&mut out, prefix, facts(&Snapshot::default(), totals, state));
         assert_eq!(out, expected.replace("VERSION", env!("CARGO_PKG_VERSION")));
     }
 
@@ -284,6 +306,20 @@ apisix_stream_status{code=\"502\",listen_addr=\"127.0.0.1:19103\",node=\"127.0.0
     }
 
     #[test]
+    fn nodes_with_checks_read_as_in_apisix() {
+        let mut out = String::new();
+        render(&mut out, "apisix_", facts(&checked(1), &Totals::default(), &state("file")));
+        let upstreams = "\
+# HELP apisix_upstream_status Upstream status from health check
+# TYPE apisix_upstream_status gauge
+apisix_upstream_status{name=\"/apisix/stream_routes/2\",ip=\"127.0.0.1\",port=\"3\"} 1
+apisix_upstream_status{name=\"/apisix/upstreams/h1\",ip=\"127.0.0.1\",port=\"1\"} 1
+apisix_upstream_status{name=\"/apisix/upstreams/h1\",ip=\"127.0.0.1\",port=\"2\"} 0
+";
+        assert!(out.ends_with(upstreams), "{out}");
+    }
+
+    #[test]
     fn prefix_and_extra_labels_are_those_of_the_configuration() {
         let prometheus = Prometheus {
             addr: "127.0.0.1:0".parse().unwrap(),
@@ -300,8 +336,7 @@ apisix_stream_status{code=\"502\",listen_addr=\"127.0.0.1:19103\",node=\"127.0.0
         totals.record(&outcome("0.0.0.0:1", None, End::ClientClosed));
         let mut out = String::new();
         let state = state("file");
-        let facts = Facts { snapshot: &Snapshot::default(), totals: &totals, state: &state, hostname: "vm" };
-        render(&mut out, &prometheus.prefix, facts);
+        render(&mut out, &prometheus.prefix, facts(&Snapshot::default(), &totals, &state));
         assert!(
             out.contains("gw_stream_connection_total{route=\"my-route\",client=\"10.0.0.1\"} 1\n"),
             "{out}"

@@ -2,7 +2,8 @@
 //! hurting the node.
 //!
 //! A connection has a time to send its request head, lives for a minute and then only to finish its
-//! answer; there are at most [`MAX_CONNECTIONS`], and at most [`MAX_PAGES`] metrics pages in memory.
+//! answer; there are at most [`MAX_CONNECTIONS`], and at most [`MAX_PAGES`] pages in memory that are as
+//! large as the configuration.
 //! No request body is read.
 
 use std::convert::Infallible;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, ORIGIN, RETRY_AFTER};
+use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue, ORIGIN, RETRY_AFTER};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,11 +25,11 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{Admin, status, unix_ms};
+use crate::admin::{Admin, control_api, status, unix_ms};
 
 /// Connections to one server at once; more wait in the accept queue.
 const MAX_CONNECTIONS: usize = 256;
-/// Metrics pages of one server that are being written or read at once.
+/// Large pages of one server that are being written or read at once.
 const MAX_PAGES: usize = 4;
 /// For the head of a request. Short: whoever connects and says nothing holds a place.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(3);
@@ -46,7 +47,13 @@ pub struct Pages {
     pub metrics: Option<Box<str>>,
     /// `/status` and `/status/ready`.
     pub status: bool,
+    /// `/v1/…`: the control API.
+    pub control: bool,
 }
+
+const HTML: &str = "text/html; charset=utf-8";
+const JSON: &str = "application/json";
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 type Answer = Response<Full<Bytes>>;
 
@@ -54,13 +61,13 @@ type Answer = Response<Full<Bytes>>;
 struct Site {
     admin: Arc<Admin>,
     pages: Pages,
-    metrics_pages: Arc<Semaphore>,
+    large_pages: Arc<Semaphore>,
 }
 
 /// Answers requests on `listener` until `stop`; connections that live then get a moment to finish.
 pub async fn serve(listener: TcpListener, pages: Pages, admin: Arc<Admin>, stop: CancellationToken) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let site = Arc::new(Site { admin, pages, metrics_pages: Arc::new(Semaphore::new(MAX_PAGES)) });
+    let site = Arc::new(Site { admin, pages, large_pages: Arc::new(Semaphore::new(MAX_PAGES)) });
     loop {
         let next = async {
             let permit = connections.clone().acquire_owned().await;
@@ -123,13 +130,16 @@ impl Site {
             };
         }
         let metrics = self.pages.metrics.as_deref() == Some(path);
+        let control = self.pages.control && control_api::is_known(path);
         let known = metrics
+            || control
             || path == "/streamgate/status"
             || (self.pages.status && matches!(path, "/status" | "/status/ready"));
         match path {
             _ if !known => plain(StatusCode::NOT_FOUND, "no such page\n".into()),
             _ if !reading => not_allowed("GET, HEAD"),
             _ if metrics => self.metrics().await,
+            _ if control => self.control(request).await,
             "/status" => json(StatusCode::OK, &status::ok()),
             "/status/ready" => match status::not_ready(&self.admin.state) {
                 None => json(StatusCode::OK, &status::ok()),
@@ -139,20 +149,50 @@ impl Site {
         }
     }
 
-    /// The page is as large as the configuration; it is written off the runtime's thread, and holds
-    /// its permit until the last of its bytes has left.
     async fn metrics(&self) -> Answer {
-        let Ok(permit) = self.metrics_pages.clone().try_acquire_owned() else {
+        let page = |admin: &Admin| (METRICS, StatusCode::OK, admin.metrics_page());
+        self.large(page).await
+    }
+
+    async fn control<B>(&self, request: &Request<B>) -> Answer {
+        let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
+        let asked = control_api::Request {
+            path: request.uri().path().into(),
+            query: request.uri().query().unwrap_or_default().into(),
+            html: accept.is_some_and(|accept| accept.contains("text/html")),
+        };
+        let page = move |admin: &Admin| {
+            let page = admin.control_page(&asked);
+            (if page.html { HTML } else { JSON }, page.status, page.body)
+        };
+        self.large(page).await
+    }
+
+    /// A page that is as large as the configuration; it is written off the runtime's thread, and holds
+    /// its permit until the last of its bytes has left.
+    async fn large(
+        &self,
+        page: impl FnOnce(&Admin) -> (&'static str, StatusCode, String) + Send + 'static,
+    ) -> Answer {
+        let Ok(permit) = self.large_pages.clone().try_acquire_owned() else {
             let mut busy = plain(
                 StatusCode::SERVICE_UNAVAILABLE,
-                "other readers have not finished reading this page; scrape less often\n".into(),
+                "other readers have not finished reading this page; ask less often\n".into(),
             );
             busy.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
             return busy;
         };
         let admin = self.admin.clone();
-        match spawn_blocking(move || HeldPage { text: admin.metrics_page(), _permit: permit }).await {
-            Ok(page) => text("text/plain; version=0.0.4; charset=utf-8", Bytes::from_owner(page)),
+        let written = spawn_blocking(move || {
+            let (content_type, status, text) = page(&admin);
+            (content_type, status, HeldPage { text, _permit: permit })
+        });
+        match written.await {
+            Ok((content_type, status, page)) => {
+                let mut answer = text(content_type, Bytes::from_owner(page));
+                *answer.status_mut() = status;
+                answer
+            }
             Err(error) => {
                 plain(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot write the page: {error}\n"))
             }
@@ -193,7 +233,7 @@ impl AsRef<[u8]> for HeldPage {
 }
 
 fn json(code: StatusCode, value: &Value) -> Answer {
-    let mut answer = text("application/json", format!("{value}\n").into());
+    let mut answer = text(JSON, format!("{value}\n").into());
     *answer.status_mut() = code;
     answer
 }
@@ -236,7 +276,7 @@ mod tests {
         let (admin, accepted) = admin();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let pages = Pages { metrics: Some("/apisix/prometheus/metrics".into()), status: true };
+        let pages = Pages { metrics: Some("/apisix/prometheus/metrics".into()), status: true, control: true };
         let stop = CancellationToken::new();
         let task = tokio::spawn(serve(listener, pages, admin.clone(), stop.clone()));
         Running { addr, admin, accepted, stop, task }
@@ -275,6 +315,11 @@ mod tests {
         node.check("GET /metrics", "404 Not Found", "no such page").await;
         node.check("GET /status", "200 OK", r#"{"status":"ok"}"#).await;
         node.check("GET /streamgate/status", "200 OK", r#""kind":"etcd""#).await;
+        node.check("GET /v1/healthcheck", "200 OK", "application/json").await;
+        node.check("GET /v1/healthcheck HTTP/1.1\r\nAccept: text/html", "200 OK", "text/html").await;
+        node.check("GET /v1/healthcheck/upstreams/u", "404 Not Found", "upstreams[u] not found").await;
+        node.check("GET /v1/nope", "404 Not Found", "no such page").await;
+        node.check("POST /v1/upstreams", "405 Method Not Allowed", "allow: GET, HEAD").await;
         node.check("GET /streamgate/accept-state", "405 Method Not Allowed", "allow: POST").await;
     }
 
@@ -311,7 +356,7 @@ mod tests {
     async fn accept_state_is_refused_to_other_machines() {
         let (admin, _accepted) = admin();
         hold(&admin);
-        let site = Site { admin, pages: Pages::default(), metrics_pages: Arc::new(Semaphore::new(1)) };
+        let site = Site { admin, pages: Pages::default(), large_pages: Arc::new(Semaphore::new(1)) };
         let request = Request::builder().method("POST").uri("/streamgate/accept-state").body(()).unwrap();
         for (peer, code) in [
             ("10.0.0.1:5", StatusCode::FORBIDDEN),
@@ -326,8 +371,8 @@ mod tests {
     #[tokio::test]
     async fn pages_that_nobody_reads_do_not_pile_up() {
         let (admin, _accepted) = admin();
-        let metrics_pages = Arc::new(Semaphore::new(MAX_PAGES));
-        let site = Site { admin, pages: Pages::default(), metrics_pages };
+        let large_pages = Arc::new(Semaphore::new(MAX_PAGES));
+        let site = Site { admin, pages: Pages::default(), large_pages };
         let mut unread = Vec::new();
         for _ in 0..MAX_PAGES {
             unread.push(site.metrics().await);

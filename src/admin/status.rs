@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use crate::admin::healthcheck;
 use crate::live::listen_stats::ListenStats;
 use crate::live::node_state::{HeldRead, NodeState, Problem};
 use crate::snapshot::Snapshot;
@@ -57,6 +58,7 @@ pub(crate) fn page(
         "degraded": snapshot.degraded().iter()
             .map(|degraded| json!({"route": &*degraded.route, "why": &*degraded.why}))
             .collect::<Vec<_>>(),
+        "upstreams_down": healthcheck::upstreams_down(snapshot),
         "listens": listens.iter().map(|listen| self::listen(listen)).collect::<Vec<_>>(),
     })
 }

@@ -107,12 +107,47 @@ impl Set {
             }
             State::Fastest(drawn) => {
                 let mut drawn = drawn.lock().unwrap_or_else(PoisonError::into_inner);
-                let first = self.drawn(at, &mut drawn)?;
-                let second = self.drawn(at, &mut drawn)?;
-                let faster = if cost(second, now) < cost(first, now) { second } else { first };
-                Some(Picked::new(faster))
+                self.faster(at, &mut drawn, now).map(Picked::new)
             }
         }
+    }
+
+    /// The candidate that a session would get that comes now. Nothing is counted and no turn taken.
+    pub(super) fn preview<'a>(
+        &self,
+        nodes: &'a [PoolNode],
+        candidate: impl Fn(&PoolNode) -> bool,
+        Wanted { hash, now }: Wanted,
+    ) -> Option<&'a PoolNode> {
+        let at = |index: usize| nodes.get(index).filter(|node| candidate(node));
+        match &self.state {
+            State::Turns(turns) => {
+                let mut turns = turns.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                nodes.get(turns.next(|index| at(index).is_some())?)
+            }
+            State::Ring { .. } if !self.members(nodes).any(&candidate) => None,
+            State::Ring { ring, .. } => ring.from(hash).find_map(at),
+            State::Fewest(start) => {
+                let start = *start.lock().unwrap_or_else(PoisonError::into_inner);
+                self.fewest(at, start).map(|(_, node)| node)
+            }
+            State::Fastest(drawn) => {
+                let mut drawn = *drawn.lock().unwrap_or_else(PoisonError::into_inner);
+                self.faster(at, &mut drawn, now)
+            }
+        }
+    }
+
+    /// The one of two candidates drawn by lot that a session costs less on.
+    fn faster<'a>(
+        &self,
+        at: impl Fn(usize) -> Option<&'a PoolNode>,
+        drawn: &mut u64,
+        now: Instant,
+    ) -> Option<&'a PoolNode> {
+        let first = self.drawn(&at, drawn)?;
+        let second = self.drawn(&at, drawn)?;
+        Some(if cost(second, now) < cost(first, now) { second } else { first })
     }
 
     /// A candidate drawn by lot.

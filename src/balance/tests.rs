@@ -5,11 +5,11 @@ use std::time::Duration;
 use super::*;
 use crate::session::Transport;
 
-fn inbound() -> Inbound {
+pub(super) fn inbound() -> Inbound {
     Inbound::new(Transport::Tcp, "10.0.0.1:5000".parse().unwrap(), "127.0.0.1:9100".parse().unwrap())
 }
 
-fn settings() -> PoolSettings {
+pub(super) fn settings() -> PoolSettings {
     PoolSettings {
         timeouts: Timeouts::default(),
         attempts: 1,
@@ -21,7 +21,7 @@ fn settings() -> PoolSettings {
 }
 
 /// Nodes named A, B, … of these weights and priorities.
-fn nodes(weights: &[(u32, i64)]) -> Vec<PoolNode> {
+pub(super) fn nodes(weights: &[(u32, i64)]) -> Vec<PoolNode> {
     let node = |(port, (weight, priority)): (u16, &(u32, i64))| PoolNode {
         addr: ([127, 0, 0, 1], port).into(),
         label: char::from(b'A' + u8::try_from(port).unwrap()).to_string().into(),
@@ -39,7 +39,7 @@ fn pool(balancer: &Balancer, weights: &[(u32, i64)]) -> Pool {
     Pool::new("u".into(), balancer, settings(), nodes(weights), 0)
 }
 
-fn chash() -> Balancer {
+pub(super) fn chash() -> Balancer {
     Balancer::Chash(HashKey::Variable("remote_addr".into()))
 }
 
@@ -156,6 +156,6 @@ fn huge_chash_weights_do_not_eat_the_memory() {
     assert_eq!(session(&pool, "").len(), 3);
 }
 
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

@@ -9,12 +9,12 @@ use super::ring::gcd;
 const WARM_UP: u64 = 2048;
 
 /// Whose turn it is among the members of a set.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Turns {
     members: Box<[Turn]>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Turn {
     index: usize,
     weight: i64,

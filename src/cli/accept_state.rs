@@ -1,13 +1,9 @@
 //! `streamgate accept-state`: tells the running gateway to let a held full read take effect.
 
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use super::{ConfigFile, complain, say};
-
-const LIMIT: Duration = Duration::from_secs(5);
+use super::{ConfigFile, complain, http, say};
 
 /// Arguments of `accept-state`.
 #[derive(Debug, clap::Args)]
@@ -24,7 +20,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         Ok(address) => address,
         Err(code) => return code,
     };
-    match post(address) {
+    match http::request(&address.to_string(), "POST", "/streamgate/accept-state") {
         Ok((202, _)) => {
             say("accepted: the held configuration takes effect now");
             ExitCode::SUCCESS
@@ -63,19 +59,4 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         ip => ip,
     };
     SocketAddr::new(ip, address.port())
-}
-
-fn post(address: SocketAddr) -> io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, LIMIT)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    write!(
-        stream,
-        "POST /streamgate/accept-state HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-    )?;
-    let mut page = String::new();
-    stream.read_to_string(&mut page)?;
-    let status = page.split(' ').nth(1).and_then(|word| word.parse().ok());
-    let status = status.ok_or_else(|| io::Error::other("it does not speak HTTP"))?;
-    let body = page.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
-    Ok((status, body.unwrap_or_default()))
 }

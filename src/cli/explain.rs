@@ -5,12 +5,17 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use streamgate::session::{Inbound, Transport};
+use streamgate::admin::explain::{Facing, Question, explain};
+use streamgate::config::Source;
+use streamgate::session::Transport;
 use streamgate::sni::hello::normalized;
+use tokio::time::Instant;
 
+use self::text::Origin;
 use super::{ConfigFile, MISTAKE, complain, load, validate};
 
 mod jsonl;
+mod remote;
 mod text;
 
 /// Arguments of `explain`.
@@ -36,8 +41,11 @@ pub(super) struct Arguments {
     /// How many routes that fell out are listed one by one
     #[arg(long, value_name = "N", default_value_t = 10)]
     others: usize,
+    /// Ask the running node whose control API has this address (`http://host:port`)
+    #[arg(long, value_name = "URL", conflicts_with = "config")]
+    node: Option<NodeUrl>,
     /// Read cases from standard input, one JSON object a line, each with its own objects
-    #[arg(long, conflicts_with_all = ["client", "server", "sni", "tls", "udp"])]
+    #[arg(long, conflicts_with_all = ["client", "server", "sni", "tls", "udp", "node"])]
     jsonl: bool,
 }
 
@@ -57,6 +65,30 @@ impl std::str::FromStr for Endpoint {
     }
 }
 
+/// Where a running node answers: the `host:port` of its control API.
+#[derive(Clone, Debug)]
+struct NodeUrl(String);
+
+impl std::str::FromStr for NodeUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wanted = "write the control address of a node, such as http://127.0.0.1:9090";
+        if text.starts_with("https://") {
+            return Err(format!("the control API speaks no TLS; {wanted}"));
+        }
+        let authority = text.strip_prefix("http://").ok_or(wanted)?;
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        let bare = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+        if authority.is_empty() || !authority.chars().all(bare) {
+            return Err(wanted.into());
+        }
+        let (_, after_address) = authority.rsplit_once(']').unwrap_or(("", authority));
+        let port = if after_address.contains(':') { "" } else { ":9090" };
+        Ok(Self(format!("{authority}{port}")))
+    }
+}
+
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
     if arguments.jsonl {
         return cases(arguments);
@@ -65,6 +97,28 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let (Some(client), Some(server)) = (arguments.client, arguments.server) else {
         return ExitCode::from(MISTAKE);
     };
+    let question = Question {
+        client: client.0,
+        server,
+        transport: if arguments.udp { Transport::Udp } else { Transport::Tcp },
+        sni: arguments.sni.clone(),
+        tls: arguments.tls,
+        others: arguments.others,
+    };
+    match &arguments.node {
+        Some(node) => match remote::ask(&node.0, &question) {
+            Ok(answer) => finish(text::write(&answer, Origin::Node, &mut io::stdout())),
+            Err(why) => {
+                complain(why);
+                ExitCode::FAILURE
+            }
+        },
+        None => here(arguments, &question),
+    }
+}
+
+/// Reads the objects and answers.
+fn here(arguments: &Arguments, question: &Question) -> ExitCode {
     let config = match arguments.config.load() {
         Ok(config) => config,
         Err(code) => return code,
@@ -76,14 +130,13 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let transport = if arguments.udp { Transport::Udp } else { Transport::Tcp };
-    let mut inbound = Inbound::new(transport, client.0, server);
-    let tls = arguments.tls || arguments.sni.is_some();
-    let fallback = config.ssl.fallback_sni.as_deref().filter(|_| tls);
-    inbound.sni = arguments.sni.as_deref().or(fallback).and_then(server_name);
-    let (inbound, others, listens) = (&inbound, arguments.others, config.listens.as_slice());
-    let question = text::Question { inbound, tls, ends: arguments.tls, others, listens };
-    finish(text::explain(&loaded, &question, &mut io::stdout()))
+    let facing = Facing { listens: config.listens, fallback_sni: config.ssl.fallback_sni };
+    let (source, origin) = match &config.source {
+        Source::Etcd(_) => ("etcd", Origin::Etcd),
+        Source::File(path) => ("file", Origin::File(path)),
+    };
+    let answer = explain(&loaded.snapshot, &facing, question, source, Instant::now().into_std());
+    finish(text::write(&answer, origin, &mut io::stdout()))
 }
 
 fn cases(arguments: &Arguments) -> ExitCode {

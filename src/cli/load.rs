@@ -25,8 +25,6 @@ const RESOLVE: Duration = Duration::from_secs(3);
 pub(super) struct Loaded {
     pub(super) store: Store,
     pub(super) snapshot: Snapshot,
-    /// Revisions are etcd's; those of a file are sums of its content.
-    pub(super) from_etcd: bool,
 }
 
 /// Reads all objects once. The error is a sentence for the operator.
@@ -50,7 +48,7 @@ async fn read(config: &Config) -> Result<Loaded, String> {
         let changes = store.apply(answer, 0);
         snapshot = builder.build(&store, &changes);
     }
-    Ok(Loaded { store, snapshot, from_etcd: matches!(config.source, Source::Etcd(_)) })
+    Ok(Loaded { store, snapshot })
 }
 
 /// The first batch of the source: a full read.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::Control;
 use super::Dns;
 use super::Listen;
 use super::SslConfig;
@@ -142,6 +143,16 @@ fn trusted(node: &Node<'_>, files: &Files<'_>) -> Option<PathBuf> {
 pub(super) fn status(apisix: &Node<'_>, allow_port_zero: bool) -> Option<SocketAddr> {
     let section = apisix.at("status");
     (!section.is_absent()).then(|| server_address(&section, ("127.0.0.1", 7085), allow_port_zero)).flatten()
+}
+
+/// `apisix.control`: on unless `enable_control` is false, written or not.
+pub(super) fn control(apisix: &Node<'_>, allow_port_zero: bool) -> Option<Control> {
+    let section = apisix.at("control");
+    let enabled = apisix.at("enable_control").boolean().unwrap_or(false);
+    // Read where it is off too: mistakes in it are told all the same.
+    let addr = server_address(&section, ("127.0.0.1", 9090), allow_port_zero);
+    let written = !section.is_absent();
+    addr.filter(|_| enabled).map(|addr| Control { addr, written })
 }
 
 /// An address written as `{ip, port}`.

@@ -44,6 +44,11 @@ impl Config {
                 address(new.status)
             )));
         }
+        let [old_control, new_control] = [self, new].map(|it| it.control.map(|it| it.addr));
+        if old_control != new_control {
+            let (old, new) = (address(old_control), address(new_control));
+            told.push(restart(&format!("apisix.control: {old} to {new}")));
+        }
         let rest = [
             ("stream_plugins, xrpc.protocols or apisix.data_encryption", self.rules == new.rules),
             ("apisix.dns_resolver and its neighbours", self.dns == new.dns),

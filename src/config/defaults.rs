@@ -12,6 +12,7 @@ pub(super) fn tree() -> Map<String, Value> {
     let tree = json!({
         "apisix": {
             "enable_admin": true,
+            "enable_control": true,
             "enable_dev_mode": false,
             "enable_reuseport": true,
             "enable_ipv6": true,

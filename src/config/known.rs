@@ -68,6 +68,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
         ],
     ),
     ("apisix.status", &["ip", "port"]),
+    ("apisix.control", &["ip", "port"]),
     (
         "deployment",
         &["admin", "certs", "etcd", "role", "role_control_plane", "role_data_plane", "role_traditional"],

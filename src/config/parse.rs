@@ -76,9 +76,10 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
     let stream_plugins = root.at("stream_plugins").strings();
     let prometheus = prometheus::read(root, &stream_plugins, &ours);
     let status = apisix::status(&apisix, ours.allow_port_zero);
+    let control = apisix::control(&apisix, ours.allow_port_zero);
     nginx::snippets(&nginx, &ours);
     nginx::warn_of_the_idle(root);
-    let config = Config {
+    let mut config = Config {
         rules: RulesConfig {
             stream_plugins,
             xrpc_protocols: apisix::xrpc_protocols(root),
@@ -94,6 +95,7 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
         extensions,
         prometheus,
         status,
+        control,
         workers: nginx::workers(root, files),
         cpu_affinity: nginx.at("enable_cpu_affinity").boolean().unwrap_or(false),
         shutdown_timeout: nginx::shutdown_timeout(&nginx),
@@ -105,8 +107,31 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
         listens,
         warnings: Vec::new(),
     };
+    yield_default_control(&mut config, root);
     refuse_shared_addresses(&config, root);
     config
+}
+
+/// Nobody who wrote 9090 for something else asked for the control API there: it gives way.
+fn yield_default_control(config: &mut Config, root: &Node<'_>) {
+    let Some(control) = config.control.filter(|control| !control.written) else { return };
+    let tcp = config.listens.iter().filter(|listen| listen.transport == Transport::Tcp);
+    let others = tcp.map(|listen| listen.addr);
+    let others = others.chain(config.prometheus.as_ref().map(|it| it.addr)).chain(config.status);
+    let overlaps = |other: SocketAddr| {
+        other.port() == control.addr.port()
+            && (other.ip() == control.addr.ip() || other.ip().is_unspecified())
+    };
+    if let Some(other) = { others }.find(|other| overlaps(*other)) {
+        root.report().warn(
+            "apisix.control",
+            format!(
+                "the control API is off: its default {} is taken by {other}; write another port",
+                control.addr
+            ),
+        );
+        config.control = None;
+    }
 }
 
 /// Two servers of this process on one address: one would never answer.
@@ -121,6 +146,7 @@ fn refuse_shared_addresses(config: &Config, root: &Node<'_>) {
     let servers = [
         ("plugin_attr.prometheus.export_addr", config.prometheus.as_ref().map(|it| it.addr)),
         ("apisix.status", config.status),
+        ("apisix.control", config.control.map(|it| it.addr)),
     ];
     for (path, addr) in servers {
         let Some(addr) = addr.filter(|addr| addr.port() != 0) else { continue };

@@ -1,5 +1,6 @@
 //! Whole configurations: text in, `Config` or mistakes out.
 
+mod control;
 mod listens;
 mod per_listen;
 mod source;

@@ -1,6 +1,6 @@
 //! A moving average that forgets: of the time to connect to a node.
 //!
-//! The weight of what was measured before falls by a factor of e in [`DECAY`] (as in APISIX,
+//! The weight of what was measured before falls by a factor of e in 10 seconds (as in APISIX,
 //! `apisix/balancer/ewma.lua:29`), and so does the value while nothing is measured: a node that was slow is
 //! tried again.
 

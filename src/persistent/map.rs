@@ -42,9 +42,14 @@ impl<K, V> Default for Map<K, V> {
 impl<K, V> Map<K, V> {
     /// All values, in no particular order.
     pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.iter().map(|(_, value)| value)
+    }
+
+    /// All keys with their values, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         let mut found = Vec::new();
         self.root.collect(&mut found);
-        found.into_iter().map(|slot| &slot.value)
+        found.into_iter().map(|slot| (&slot.key, &slot.value))
     }
 
     /// How many there are.
@@ -284,6 +289,7 @@ mod tests {
         }
         clones.push((map.clone(), model.clone()));
         for (map, model) in clones {
+            assert_eq!(map.iter().map(|(key, value)| (*key, *value)).collect::<HashMap<_, _>>(), model);
             assert_eq!(map.values().count(), model.len());
             assert_eq!((map.len(), map.is_empty()), (model.len(), model.is_empty()));
             for (key, _) in steps {

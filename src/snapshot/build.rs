@@ -18,7 +18,7 @@ use crate::live::Live;
 use crate::matcher::{Order, Rule};
 use crate::plugin;
 use crate::resource::{Discovery, Key, Kind, Object, Scheme, Service, Ssl, StreamRoute, Upstream};
-use crate::store::{Changes, Store};
+use crate::store::{Changes, Entry, Store};
 
 /// What a route uses; noted when it is placed, undone when it is taken out.
 #[derive(Debug)]
@@ -125,6 +125,9 @@ impl Builder {
         }
         for key in changes.keys.iter().chain(&touched) {
             self.review(key, store);
+        }
+        for key in &changes.keys {
+            self.keep_written(key, store);
         }
         self.snapshot.revision = store.revision();
         self.snapshot.complete = store.is_loaded();
@@ -380,6 +383,16 @@ impl Builder {
             let id = pool_id(owner);
             self.snapshot.checked.remove(&id);
             self.snapshot.leashed.remove(&id);
+        }
+    }
+
+    /// Keeps what an object was read from, for pages. Of a refused version nothing changes.
+    fn keep_written(&mut self, key: &Key, store: &Store) {
+        let kept = &mut self.snapshot.written;
+        match store.entry(key).and_then(Entry::written) {
+            Some(now) if kept.get(key).is_some_and(|old| Arc::ptr_eq(&old.bytes, &now.bytes)) => {}
+            Some(now) => kept.insert(key.clone(), now),
+            None => kept.remove(key),
         }
     }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::addr::Host;
-use crate::balance::{Checked, Pool, PoolNode, PoolSettings, Target};
+use crate::balance::{Checked, Named, Pool, PoolNode, PoolSettings, Target};
 use crate::certs::towards::PoolTls;
 use crate::config::Extensions;
 use crate::health::Cell;
@@ -82,11 +82,23 @@ pub(super) fn pool(id: Arc<str>, upstream: &Upstream, means: &Means<'_>, seed: u
         nodes.push(PoolNode { addr, label, weight, priority: node.priority, stats, tls, health, leash });
     }
     let checked = targets.map(|targets| targets.checked(extensions));
-    let pool = Pool::new(id, &upstream.balancer, settings, nodes, seed);
+    let named = named(of_names, store);
+    let pool = Pool::new(id, &upstream.balancer, settings, nodes, seed).with_names(named);
     match checked {
         Some(checked) => pool.with_checks(checked),
         None => pool,
     }
+}
+
+/// Each name of the nodes once, with what the resolver says of it.
+fn named(nodes: &[Node], store: &Store) -> Vec<Named> {
+    let mut found: Vec<Named> = Vec::new();
+    for name in names(nodes) {
+        if !found.iter().any(|other| *other.name == *name) {
+            found.push(Named { name: name.into(), addresses: store.addresses(name).cloned() });
+        }
+    }
+    found
 }
 
 /// Collects what there is to probe.

@@ -125,10 +125,14 @@ impl Store {
     fn commit(&mut self, new: Candidate, object: Object, warnings: Vec<Remark>, turn: &mut Turn) {
         let Candidate { key, raw, revision, order } = new;
         let digest = digest(&raw);
-        let raw = has_plugins(&object).then_some(raw);
+        let kept = matches!(
+            object,
+            Object::StreamRoute(_) | Object::Upstream(_) | Object::Service(_) | Object::PluginMetadata(_)
+        );
+        let bytes = kept.then(|| Arc::from(&*raw));
         // Of nothing, one for all: a conversion would allocate for each object.
         let warnings = if warnings.is_empty() { Arc::default() } else { warnings.into() };
-        let entry = Entry { revision, order, object, warnings, raw, digest };
+        let entry = Entry { revision, order, object, warnings, bytes, digest };
         self.rejected.remove(&key);
         let new = self.objects.insert(key.clone(), entry).is_none();
         *self.counts.entry(key.kind).or_default() += usize::from(new);
@@ -191,8 +195,10 @@ impl Store {
             _ => self.config.stream_plugins.clone().into(),
         };
         self.rules = self.rules.with_stream_plugins(names);
-        let accepted = self.objects.iter().filter_map(|(key, entry)| {
-            Some((key.clone(), entry.raw.clone()?, entry.revision, entry.order.clone()))
+        let carrying = self.objects.iter().filter(|(_, entry)| has_plugins(&entry.object));
+        let accepted = carrying.filter_map(|(key, entry)| {
+            let raw = Bytes::copy_from_slice(entry.bytes.as_ref()?);
+            Some((key.clone(), raw, entry.revision, entry.order.clone()))
         });
         let refused =
             self.rejected.iter().filter(|(key, _)| key.kind != Kind::Plugins).map(|(key, refused)| {

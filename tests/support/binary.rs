@@ -77,6 +77,8 @@ pub struct Setup {
     pub plugins: Vec<&'static str>,
     /// The `deployment:` section.
     pub deployment: String,
+    /// The control API is on, at a port of its own.
+    pub control: bool,
     /// Lines of `apisix:`, indented by two.
     pub apisix: String,
     /// Lines at the end of the file.
@@ -90,7 +92,7 @@ pub struct Setup {
     pub environment: Vec<(String, String)>,
     /// The port of `tcp(0)`, where it is not to be chosen.
     pub fixed_port: Option<u16>,
-    /// A whole config.yaml instead of one made from the above; `@tcp0`, `@metrics` stand for ports.
+    /// A whole config.yaml instead of one made from the above; `@tcp0`, `@metrics`, `@control` stand for ports.
     pub whole: Option<String>,
 }
 
@@ -103,6 +105,7 @@ impl Setup {
             workers: 2,
             plugins: vec!["prometheus", "ip-restriction", "limit-conn"],
             deployment,
+            control: false,
             apisix: String::new(),
             more: String::new(),
             ours: String::new(),
@@ -176,8 +179,13 @@ impl Setup {
             };
             ports.iter().zip(settings).map(listen).collect::<Vec<_>>().join(", ")
         };
+        let control = if self.control {
+            format!("control: {{port: {}}}", ports.control)
+        } else {
+            "enable_control: false".to_owned()
+        };
         let mut text = format!(
-            "apisix:\n  proxy_mode: stream\n  status: {{ip: 127.0.0.1, port: {}}}\n  stream_proxy:\n    \
+            "apisix:\n  proxy_mode: stream\n  status: {{ip: 127.0.0.1, port: {}}}\n  {control}\n  stream_proxy:\n    \
              tcp: [{}]\n    udp: [{}]\n{}deployment:\n{}",
             ports.status,
             listens(&ports.tcp, &self.listens),
@@ -210,6 +218,7 @@ pub struct Ports {
     pub udp: Vec<u16>,
     pub metrics: u16,
     pub status: u16,
+    pub control: u16,
 }
 
 impl Ports {
@@ -222,7 +231,7 @@ impl Ports {
                 text = text.replace(&format!("\"{name}\""), &port).replace(&name, &port);
             }
         }
-        text.replace("@metrics", &self.metrics.to_string())
+        text.replace("@metrics", &self.metrics.to_string()).replace("@control", &self.control.to_string())
     }
 }
 
@@ -241,8 +250,13 @@ impl Gateway {
     pub fn spawn(setup: Setup) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let free = |count: usize| (0..count).map(|_| free_port()).collect();
-        let mut ports =
-            Ports { tcp: free(setup.tcp), udp: free(setup.udp), metrics: free_port(), status: free_port() };
+        let mut ports = Ports {
+            tcp: free(setup.tcp),
+            udp: free(setup.udp),
+            metrics: free_port(),
+            status: free_port(),
+            control: free_port(),
+        };
         ports.tcp.iter_mut().zip(setup.fixed_port).for_each(|(port, fixed)| *port = fixed);
         fs::write(folder.path().join("config.yaml"), setup.text(&ports)).unwrap();
         if let Some(objects) = &setup.objects {
@@ -273,6 +287,11 @@ impl Gateway {
     /// Where metrics and `/streamgate/status` are.
     pub fn pages(&self) -> SocketAddr {
         ([127, 0, 0, 1], self.ports.metrics).into()
+    }
+
+    /// Where the control API is.
+    pub fn control(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.ports.control).into()
     }
 
     pub fn pid(&self) -> u32 {

@@ -114,6 +114,7 @@ impl Stage {
         let text = format!(
             "apisix:
   proxy_mode: stream
+  enable_control: false
   stream_proxy: {{tcp: [\"{open}\", \"{marked}\"]}}
 deployment: {{role: data_plane, role_data_plane: {{config_provider: json}}}}
 nginx_config: {{worker_processes: 1, enable_cpu_affinity: true, error_log_level: info}}
