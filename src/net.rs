@@ -1,9 +1,10 @@
-//! The first row with I/O: listening sockets, connections to nodes, TLS on them, limits of the process.
+//! The first row with I/O: listening sockets, connections to nodes, TLS on them, DNS, limits of the process.
 
 pub mod bind;
 pub mod buffer;
 pub mod datagram;
 pub mod dial;
+pub mod dns;
 pub mod holder;
 pub mod limits;
 pub mod tls;
