@@ -252,7 +252,7 @@ fn follow(config: &Config, with: Following, stop: &CancellationToken) {
         first: Some(with.first),
     };
     tokio::spawn(control::run(control, received, with.accepted, stop.clone()));
-    tokio::spawn(discovery::run(services, events.clone(), stop.clone()));
+    tokio::spawn(discovery::run(config.registries.clone(), services, events.clone(), stop.clone()));
     tokio::spawn(resolve::run(config.dns.clone(), names, events.clone(), stop.clone()));
     let (from, status, stop) = (config.source.clone(), with.status, stop.clone());
     tokio::spawn(async move { source::run(&from, events, status, stop).await });

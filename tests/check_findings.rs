@@ -251,9 +251,9 @@ fn routes_that_do_not_fit_their_listens() {
 #[test]
 fn what_is_not_built_yet() {
     upstream(
-        json!({"service_name": "x", "discovery_type": "dns"}),
+        json!({"service_name": "x", "discovery_type": "consul"}),
         "CHANGES  SG-050 upstreams/u  ",
-        "discovery by dns",
+        "discovery by consul",
     );
     let plugins = json!({"ip-restriction": {"whitelist": ["10.0.0.0/8"]}});
     let route = json!({"id": "r", "plugins": plugins, "upstream": {"nodes": nodes()}});

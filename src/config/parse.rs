@@ -26,6 +26,7 @@ use super::nginx;
 use super::ours;
 use super::prometheus;
 use super::read::Node;
+use super::registries;
 use super::report::Report;
 use super::upstream_tls;
 use super::yaml;
@@ -76,6 +77,8 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
     let stream_plugins = root.at("stream_plugins").strings();
     let prometheus = prometheus::read(root, &stream_plugins, &ours);
     let status = apisix::status(&apisix, ours.allow_port_zero);
+    let dns = apisix::dns(&apisix);
+    let registries = registries::read(root, &dns, files);
     nginx::snippets(&nginx, &ours);
     nginx::warn_of_the_idle(root);
     let config = Config {
@@ -88,7 +91,8 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
             environment: Variables::new(files.env.vars.clone()),
         },
         source: deployment.source,
-        dns: apisix::dns(&apisix),
+        dns,
+        registries,
         ssl,
         upstream_tls,
         extensions,

@@ -2,6 +2,7 @@
 
 mod listens;
 mod per_listen;
+mod registries;
 mod source;
 mod ssl;
 mod upstream_tls;
