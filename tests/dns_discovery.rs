@@ -173,6 +173,9 @@ fn addresses_that_change_move_sessions_and_what_is_left_out_is_named() {
     gateway.says("service zero.test by dns: its SRV record for n.test has port 0, and service_name has none");
     server.hosts("127.0.0.3 n.test\n");
     until_answered(gateway.tcp(0), "B");
+    server.hosts("");
+    gateway.says(&format!("service n.test:{port} by dns: its registry knows no instance any more"));
+    until_answered(gateway.tcp(0), "B");
 }
 
 #[test]

@@ -42,7 +42,8 @@ pub(super) async fn follow(
     loop {
         sleep_until(following.answers.next_leave().map_or(ask_at, |leave| leave.min(ask_at))).await;
         if Instant::now() >= ask_at {
-            let answer = from.lookup(&name).await;
+            // Boxed: thousands of names wait most of the time, and need no room for a question then.
+            let answer = Box::pin(from.lookup(&name)).await;
             let pause = following.take(answer, Instant::now());
             ask_at = Instant::now() + pause.mul_f64(1.0 + SPREAD * rand::random::<f64>());
         }

@@ -37,6 +37,37 @@ fn the_search_list_is_gone_through_as_by_glibc() {
     check_candidates("", true, "a..b", &[]);
 }
 
+#[track_caller]
+fn check_hosts(resolver: &Resolver, name: &str, ipv6: bool, expected: Option<&str>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let found = runtime.block_on(resolver.addresses(name, ipv6)).ok();
+    let expected =
+        expected.map(|ip| Answer::Records { data: vec![ip.parse().unwrap()], ttl: Duration::from_hours(24) });
+    assert_eq!(found, expected, "{name}");
+}
+
+#[test]
+fn the_hosts_file_is_asked_first_and_ipv4_counts_before_ipv6() {
+    // Nobody serves DNS there: what is found comes from the file.
+    let servers = ["127.0.0.1:1".parse().unwrap()];
+    let settings = Settings {
+        servers: &servers,
+        resolv_conf: Path::new("/nowhere"),
+        search: false,
+        hosts: false,
+        timeout: Duration::from_secs(1),
+    };
+    let mut resolver = Resolver::new(&settings).unwrap();
+    let mut hosts = Hosts::default();
+    hosts.read_hosts_conf("127.0.0.2 a.test Other.test # x\n::1 a.test six.test\n".as_bytes()).unwrap();
+    Arc::get_mut(&mut resolver.0).unwrap().hosts = hosts;
+    check_hosts(&resolver, "a.test", true, Some("127.0.0.2"));
+    check_hosts(&resolver, "oTHER.test", false, Some("127.0.0.2"));
+    check_hosts(&resolver, "six.test", true, Some("::1"));
+    check_hosts(&resolver, "six.test", false, None);
+    check_hosts(&resolver, "b.test", true, None);
+}
+
 #[test]
 fn servers_come_from_the_file_where_none_are_given() {
     let file = tempfile::NamedTempFile::new().unwrap();
