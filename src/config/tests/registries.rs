@@ -46,3 +46,11 @@ fn the_order_is_that_of_apisix_where_none_is_written() {
     check(&wrong("[A, A]"), &["discovery.dns.order[1]: stands in the list already"]);
     check(&wrong("[MX]"), &["discovery.dns.order[0]: is \"MX\"; allowed are last, SRV, A, AAAA, CNAME"]);
 }
+
+#[test]
+fn another_registry_takes_a_restart() {
+    let [old, new] =
+        ["1.1.1.1", "1.1.1.2"].map(|server| read(&with_dns(&format!("{{servers: [{server}]}}"))));
+    assert_eq!(old.changes_needing_restart(&new), ["discovery: takes effect after a restart"]);
+    assert!(old.changes_needing_restart(&old).is_empty());
+}
