@@ -275,7 +275,7 @@ fn follow(config: &Config, with: Following, stop: &CancellationToken) {
     let trust = Trust::new(config.ssl.trusted.as_deref());
     tokio::spawn(probe::run(with.published, trust, snapshots, stop.clone()));
     tokio::spawn(control::run(control, received, with.accepted, stop.clone()));
-    tokio::spawn(discovery::run(services, events.clone(), stop.clone()));
+    tokio::spawn(discovery::run(config.registries.clone(), services, events.clone(), stop.clone()));
     tokio::spawn(resolve::run(config.dns.clone(), names, events.clone(), stop.clone()));
     let (from, status, stop) = (config.source.clone(), with.status, stop.clone());
     tokio::spawn(async move { source::run(&from, events, status, stop).await });

@@ -5,6 +5,8 @@
 //! answered: the last instances serve while it fails, and an answer without any takes effect only when it
 //! stays so for a while: registries that restart answer empty.
 
+mod dns;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Registries;
 use crate::resource::{Discovery, Node};
 use crate::store::{Batch, Event};
 
@@ -43,13 +46,34 @@ pub(crate) struct Found {
 #[error("{0}")]
 pub(crate) struct RegistryError(pub(crate) String);
 
-/// Follows the services of `wanted` until `stop`. One in another allocation than before is a new one:
+/// What there is to ask.
+#[derive(Debug)]
+struct Kinds {
+    dns: Option<dns::Dns>,
+}
+
+impl Kinds {
+    fn new(config: &Registries) -> Self {
+        let dns = config.dns.as_ref().and_then(|dns| match dns::Dns::new(dns) {
+            Ok(dns) => Some(dns),
+            Err(error) => {
+                tracing::error!("discovery by dns has no effect: {error}");
+                None
+            }
+        });
+        Self { dns }
+    }
+}
+
+/// Follows the services of `wanted` until `stop`, by the registries of config.yaml. One in another allocation than before is a new one:
 /// nobody knows its instances any more.
 pub async fn run(
+    registries: Registries,
     mut wanted: watch::Receiver<Arc<[Arc<Discovery>]>>,
     out: mpsc::Sender<Batch>,
     stop: CancellationToken,
 ) {
+    let kinds = Kinds::new(&registries);
     let mut tasks = JoinSet::new();
     let mut running: HashMap<Arc<Discovery>, AbortHandle> = HashMap::new();
     loop {
@@ -63,7 +87,7 @@ pub async fn run(
             keep
         });
         for service in services.iter().filter(|service| !running.contains_key(*service)).collect::<Vec<_>>() {
-            let task = start(service.clone(), out.clone(), &mut tasks);
+            let task = start(&kinds, service.clone(), out.clone(), &mut tasks);
             running.insert(service.clone(), task);
         }
         // A task that was ended keeps its memory until it is joined.
@@ -76,7 +100,15 @@ pub async fn run(
 }
 
 /// Begins to follow a service by what its kind asks for.
-fn start(service: Arc<Discovery>, out: mpsc::Sender<Batch>, tasks: &mut JoinSet<()>) -> AbortHandle {
+fn start(
+    kinds: &Kinds,
+    service: Arc<Discovery>,
+    out: mpsc::Sender<Batch>,
+    tasks: &mut JoinSet<()>,
+) -> AbortHandle {
+    if let ("dns", Some(dns)) = (&*service.kind, &kinds.dns) {
+        return tasks.spawn(follow(service.clone(), dns.service(&service), out));
+    }
     tracing::warn!(
         "service {service}: there is no registry of this kind (section `discovery` of config.yaml); its sessions \
          are closed (no_node)"
@@ -97,12 +129,17 @@ impl Registry for Nobody {
 async fn follow(service: Arc<Discovery>, mut registry: impl Registry, out: mpsc::Sender<Batch>) {
     let mut state = Following::default();
     let mut pause = AFTER_FAILURE[0];
+    // What has been told last: each publication makes a snapshot.
+    let mut last: Option<Arc<[Node]>> = None;
     loop {
         let again = match registry.instances().await {
             Ok(found) => {
                 pause = AFTER_FAILURE[0];
-                if state.takes(&service, found.nodes.len(), Instant::now()) {
-                    let event = Event::Nodes { service: service.clone(), nodes: found.nodes.into() };
+                let counts = state.takes(&service, found.nodes.len(), Instant::now());
+                if counts && last.as_deref() != Some(&*found.nodes) {
+                    let nodes: Arc<[Node]> = found.nodes.into();
+                    last = Some(nodes.clone());
+                    let event = Event::Nodes { service: service.clone(), nodes };
                     if out.send(Batch { events: vec![event], revision: 0 }).await.is_err() {
                         return;
                     }

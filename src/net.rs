@@ -1,5 +1,5 @@
-//! The first row with I/O: listening sockets, connections to nodes, TLS on them, HTTP requests, limits of the
-//! process.
+//! The first row with I/O: listening sockets, connections to nodes, TLS on them, HTTP requests, DNS, limits of
+//! the process.
 
 pub mod bind;
 pub mod buffer;
@@ -7,6 +7,7 @@ pub mod checkup;
 pub mod clock;
 pub mod datagram;
 pub mod dial;
+pub mod dns;
 pub mod holder;
 pub mod http;
 pub mod limits;

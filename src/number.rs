@@ -1,4 +1,4 @@
-//! Numbers as Lua 5.1 reads them from text and writes them.
+//! Numbers as Lua 5.1 reads them from text and writes them, and what weights are divided with.
 //!
 //! APISIX compares variables and cuts node keys with Lua's `tonumber` and `tostring`; a port `0x50`
 //! or an id `7.0` means there what it means here. Pure.
@@ -46,6 +46,20 @@ pub fn to_text(number: f64) -> String {
 
 fn without_zeros(text: &str) -> &str {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text }
+}
+
+/// The greatest common divisor; that of nothing and `b` is `b`.
+#[must_use]
+pub fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The least common multiple of two numbers above zero. It stays what it was where it no longer fits 32 bits:
+/// shares of weights are then a little off.
+#[must_use]
+pub fn lcm(a: u64, b: u64) -> u64 {
+    let multiple = a / gcd(a, b) * b;
+    if multiple > u64::from(u32::MAX) { a } else { multiple }
 }
 
 #[cfg(test)]

@@ -5,31 +5,27 @@
 //! then the servers of `dns_resolver`; A, and AAAA only where there is no A (APISIX's order,
 //! `apisix/core/utils.lua:104`).
 
+mod answers;
+mod follow;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{
-    LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
-};
-use hickory_resolver::net::NetError;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Dns;
-use crate::store::{Batch, Event};
+use crate::net::dns::{Answer, Failure, RESOLV_CONF, Resolver, Settings};
+use crate::store::Batch;
+use follow::{Lookup, follow};
 
-/// An answer is never asked for again sooner, whatever its TTL says.
-const SHORTEST: Duration = Duration::from_secs(1);
-/// Nor trusted longer: a zone may be edited under a long TTL.
-const LONGEST: Duration = Duration::from_hours(1);
-/// How long to wait after a failure.
-const AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// How long to wait where there is nobody to ask.
+const NOBODY: Duration = Duration::from_secs(30);
 
 /// Resolves the names of `wanted`, again and again, until `stop`. A name in another allocation than
 /// before is a new one: nobody knows its addresses any more, however fresh they are.
@@ -39,14 +35,9 @@ pub async fn run(
     out: mpsc::Sender<Batch>,
     stop: CancellationToken,
 ) {
-    let resolver = match resolver(&dns) {
-        Ok(resolver) => resolver,
-        Err(error) => {
-            tracing::error!(
-                "host names of nodes cannot be resolved: {error}; check dns_resolver and /etc/resolv.conf"
-            );
-            return;
-        }
+    let resolver = tokio::select! {
+        () = stop.cancelled() => return,
+        resolver = resolver(&dns) => resolver,
     };
     let mut tasks = JoinSet::new();
     let mut running: HashMap<Arc<str>, AbortHandle> = HashMap::new();
@@ -62,7 +53,8 @@ pub async fn run(
         });
         for name in names.iter() {
             if !running.contains_key(name) {
-                let task = follow(resolver.clone(), dns.valid, name.clone(), out.clone());
+                let from = Nodes { resolver: resolver.clone(), ipv6: dns.ipv6 };
+                let task = follow(from, dns.valid, name.clone(), out.clone());
                 running.insert(name.clone(), tasks.spawn(task));
             }
         }
@@ -75,94 +67,37 @@ pub async fn run(
     }
 }
 
-/// Keeps one name resolved.
-async fn follow(resolver: TokioResolver, valid: Option<Duration>, name: Arc<str>, out: mpsc::Sender<Batch>) {
-    let mut known = false;
-    let mut failing = false;
-    loop {
-        let again = match resolver.lookup_ip(&*name).await {
-            Ok(answer) => {
-                let addresses = sorted(answer.iter());
-                let left = answer.valid_until().saturating_duration_since(Instant::now().into_std());
-                let ttl = valid.unwrap_or(left).clamp(SHORTEST, LONGEST);
-                if failing {
-                    tracing::info!(name = &*name, "{name} resolves again");
-                }
-                (known, failing) = (true, false);
-                if publish(&out, &name, addresses, ttl).await.is_err() {
-                    return;
-                }
-                ttl
-            }
-            Err(error) => {
-                if !failing {
-                    report(&name, &error, known);
-                }
-                failing = true;
-                // The name does not exist and never did: its sessions need not wait any longer.
-                if !known && publish(&out, &name, Vec::new(), AFTER_FAILURE).await.is_err() {
-                    return;
-                }
-                AFTER_FAILURE
-            }
-        };
-        sleep(again).await;
+/// Asks for the addresses of nodes.
+struct Nodes {
+    resolver: Resolver,
+    ipv6: bool,
+}
+
+impl Lookup for Nodes {
+    async fn lookup(&self, name: &str) -> Result<Answer<IpAddr>, Failure> {
+        self.resolver.addresses(name, self.ipv6).await
     }
 }
 
-async fn publish(
-    out: &mpsc::Sender<Batch>,
-    name: &Arc<str>,
-    addresses: Vec<IpAddr>,
-    ttl: Duration,
-) -> Result<(), mpsc::error::SendError<Batch>> {
-    let event = Event::Addresses { name: name.clone(), addresses: addresses.into(), ttl };
-    out.send(Batch { events: vec![event], revision: 0 }).await
-}
-
-fn report(name: &str, error: &NetError, known: bool) {
-    let serving = if known { "its last addresses keep serving" } else { "nodes of this name are left out" };
-    tracing::warn!(name, "{name} does not resolve: {error}; {serving}");
-}
-
-/// Sorted, so that a rotated answer is no change.
-fn sorted(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
-    let mut addresses: Vec<IpAddr> = addresses.collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses
-}
-
-fn resolver(dns: &Dns) -> Result<TokioResolver, NetError> {
-    let provider = TokioRuntimeProvider::default();
-    let mut builder = if dns.servers.is_empty() {
-        TokioResolver::builder(provider)?
-    } else {
-        let servers = dns.servers.iter().map(|server| {
-            let mut config = NameServerConfig::udp_and_tcp(server.ip());
-            for connection in &mut config.connections {
-                connection.port = server.port();
-            }
-            config
-        });
-        // The search list is the system's, whoever answers.
-        let mut config = ResolverConfig::from_name_servers(servers.collect());
-        if let Ok((system, _)) = hickory_resolver::system_conf::read_system_conf() {
-            system.search().iter().for_each(|domain| config.add_search(domain.clone()));
-        }
-        TokioResolver::builder_with_config(config, provider)
+/// A resolver, as soon as there is somebody to ask.
+async fn resolver(dns: &Dns) -> Resolver {
+    let settings = Settings {
+        servers: &dns.servers,
+        resolv_conf: Path::new(RESOLV_CONF),
+        search: dns.search,
+        hosts: true,
+        timeout: dns.timeout,
     };
-    adjust(builder.options_mut(), dns);
-    builder.build()
-}
-
-fn adjust(options: &mut ResolverOpts, dns: &Dns) {
-    options.timeout = dns.timeout;
-    options.use_hosts_file = ResolveHosts::Always;
-    // Each task waits for the TTL itself.
-    options.cache_size = 0;
-    options.ip_strategy = if dns.ipv6 { LookupIpStrategy::Ipv4thenIpv6 } else { LookupIpStrategy::Ipv4Only };
-    if !dns.search {
-        options.ndots = 0;
+    let mut told = false;
+    loop {
+        match Resolver::new(&settings) {
+            Ok(resolver) => return resolver,
+            Err(error) if !told => {
+                tracing::error!("host names of nodes cannot be resolved: {error}; set dns_resolver");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        sleep(NOBODY).await;
     }
 }

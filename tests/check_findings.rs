@@ -261,9 +261,9 @@ fn targets_that_nobody_probes() {
 #[test]
 fn what_is_not_built_yet() {
     upstream(
-        json!({"service_name": "x", "discovery_type": "dns"}),
+        json!({"service_name": "x", "discovery_type": "consul"}),
         "CHANGES  SG-050 upstreams/u  ",
-        "discovery by dns",
+        "discovery by consul",
     );
     let plugins = json!({"ip-restriction": {"whitelist": ["10.0.0.0/8"]}});
     let route = json!({"id": "r", "plugins": plugins, "upstream": {"nodes": nodes()}});

@@ -1,12 +1,15 @@
 //! One full read of the configuration's objects, for commands that look and do not serve.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use streamgate::config::{Config, Source};
+use streamgate::config::{Config, Registries, Source};
+use streamgate::discovery;
 use streamgate::live::Live;
 use streamgate::live::source_status::SourceStatus;
 use streamgate::resolve;
+use streamgate::resource::Discovery;
 use streamgate::snapshot::{Builder, Snapshot, UpstreamSettings};
 use streamgate::source;
 use streamgate::store::{Batch, Event, Store};
@@ -18,13 +21,15 @@ use tokio_util::sync::CancellationToken;
 const READ: Duration = Duration::from_secs(15);
 /// How often a failure is looked for.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long names may take to resolve.
+/// How long registries, and then names, may take to answer.
 const RESOLVE: Duration = Duration::from_secs(3);
 
 /// What was read.
 pub(super) struct Loaded {
     pub(super) store: Store,
     pub(super) snapshot: Snapshot,
+    /// What can be asked for instances of services.
+    pub(super) registries: Registries,
 }
 
 /// Reads all objects once. The error is a sentence for the operator.
@@ -43,12 +48,20 @@ async fn read(config: &Config) -> Result<Loaded, String> {
     let batch = first_read(config).await?;
     let changes = store.apply(batch, 0);
     let mut snapshot = builder.build(&store, &changes);
-    let wanted: Arc<[Arc<str>]> = builder.wanted_names().cloned().collect();
-    for answer in resolved(config, wanted).await {
+    // Instances may be names, which come to the wanted ones then.
+    let served = |service: &&Arc<Discovery>| config.registries.serve(&service.kind);
+    let services: Arc<[Arc<Discovery>]> = builder.wanted_services().filter(served).cloned().collect();
+    for answer in instances(config, services).await {
         let changes = store.apply(answer, 0);
         snapshot = builder.build(&store, &changes);
     }
-    Ok(Loaded { store, snapshot })
+    let wanted: Arc<[Arc<str>]> = builder.wanted_names().cloned().collect();
+    for answer in addresses(config, wanted).await {
+        let changes = store.apply(answer, 0);
+        snapshot = builder.build(&store, &changes);
+    }
+    let registries = config.registries.clone();
+    Ok(Loaded { store, snapshot, registries })
 }
 
 /// The first batch of the source: a full read.
@@ -89,25 +102,40 @@ async fn refused(config: &Config, status: &SourceStatus) {
 }
 
 /// The first answer for each name, as far as they come in time.
-async fn resolved(config: &Config, names: Arc<[Arc<str>]>) -> Vec<Batch> {
-    let mut missing = names.len();
-    let mut answers = Vec::with_capacity(missing);
-    let (wanted, receiver) = watch::channel(names);
-    let (sender, mut batches) = mpsc::channel(16);
+async fn addresses(config: &Config, names: Arc<[Arc<str>]>) -> Vec<Batch> {
+    let (missing, dns) = (names.len(), config.dns.clone());
+    let (_wanted, receiver) = watch::channel(names);
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
-    tokio::spawn(resolve::run(config.dns.clone(), receiver, sender, stop));
+    let (sender, batches) = mpsc::channel(16);
+    tokio::spawn(resolve::run(dns, receiver, sender, stop));
+    first_answers(batches, missing).await
+}
+
+/// The same for each service.
+async fn instances(config: &Config, services: Arc<[Arc<Discovery>]>) -> Vec<Batch> {
+    let (missing, registries) = (services.len(), config.registries.clone());
+    let (_wanted, receiver) = watch::channel(services);
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    let (sender, batches) = mpsc::channel(16);
+    tokio::spawn(discovery::run(registries, receiver, sender, stop));
+    first_answers(batches, missing).await
+}
+
+async fn first_answers(mut batches: mpsc::Receiver<Batch>, missing: usize) -> Vec<Batch> {
+    let mut answers = Vec::with_capacity(missing);
+    let mut known = HashSet::new();
     let deadline = Instant::now() + RESOLVE;
-    while missing > 0 {
-        match timeout_at(deadline, batches.recv()).await {
-            Ok(Some(batch)) => {
-                missing -=
-                    batch.events.iter().filter(|event| matches!(event, Event::Addresses { .. })).count();
-                answers.push(batch);
-            }
-            _ => break,
-        }
+    while known.len() < missing {
+        let Ok(Some(batch)) = timeout_at(deadline, batches.recv()).await else { break };
+        // One may answer again before another does so for the first time.
+        known.extend(batch.events.iter().filter_map(|event| match event {
+            Event::Addresses { name, .. } => Some(name.to_string()),
+            Event::Nodes { service, .. } => Some(service.to_string()),
+            _ => None,
+        }));
+        answers.push(batch);
     }
-    drop(wanted);
     answers
 }

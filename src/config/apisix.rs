@@ -71,7 +71,7 @@ pub(super) fn dns(apisix: &Node<'_>) -> Dns {
     }
 }
 
-fn dns_server(node: &Node<'_>) -> Option<SocketAddr> {
+pub(super) fn dns_server(node: &Node<'_>) -> Option<SocketAddr> {
     const PORT: u16 = 53;
     let text = node.string()?;
     if text.contains('%') {

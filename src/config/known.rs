@@ -144,6 +144,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
         ],
     ),
     ("plugin_attr.prometheus.export_addr", &["ip", "port"]),
+    ("discovery.dns", &["order", "resolv_conf", "servers"]),
     ("xrpc", &["protocols"]),
 ];
 

@@ -26,6 +26,7 @@ use super::nginx;
 use super::ours;
 use super::prometheus;
 use super::read::Node;
+use super::registries;
 use super::report::Report;
 use super::upstream_tls;
 use super::yaml;
@@ -77,6 +78,8 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
     let prometheus = prometheus::read(root, &stream_plugins, &ours);
     let status = apisix::status(&apisix, ours.allow_port_zero);
     let control = apisix::control(&apisix, ours.allow_port_zero);
+    let dns = apisix::dns(&apisix);
+    let registries = registries::read(root, &dns, files);
     nginx::snippets(&nginx, &ours);
     nginx::warn_of_the_idle(root);
     let mut config = Config {
@@ -89,7 +92,8 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
             environment: Variables::new(files.env.vars.clone()),
         },
         source: deployment.source,
-        dns: apisix::dns(&apisix),
+        dns,
+        registries,
         ssl,
         upstream_tls,
         extensions,

@@ -3,6 +3,7 @@
 mod control;
 mod listens;
 mod per_listen;
+mod registries;
 mod source;
 mod ssl;
 mod upstream_tls;

@@ -10,6 +10,7 @@ use crate::certs::towards::PoolTls;
 use crate::config::Extensions;
 use crate::health::Cell;
 use crate::live::{CheckedStats, Live};
+use crate::number::{gcd, lcm};
 use crate::resource::{Checks, Identity, Key, Kind, Node, Object, Scheme, Upstream};
 use crate::snapshot::UpstreamSettings;
 use crate::store::Store;
@@ -204,14 +205,4 @@ fn addressed<'a>(nodes: &'a [Node], store: &'a Store) -> impl Iterator<Item = (S
         let weight = u32::try_from(weight(node, all.len()) / divisor).unwrap_or(u32::MAX);
         all.into_iter().map(move |ip| (SocketAddr::new(ip, node.port), node, weight))
     })
-}
-
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
-/// Saturates at a multiple that no longer fits 32 bits; the shares are then a little off.
-fn lcm(a: u64, b: u64) -> u64 {
-    let multiple = a / gcd(a, b) * b;
-    if multiple > u64::from(u32::MAX) { a } else { multiple }
 }

@@ -124,3 +124,23 @@ pub fn until_closed(address: SocketAddr) {
         thread::sleep(Duration::from_millis(5));
     }
 }
+
+/// Upstreams as by [`echo`], on TCP, at these addresses of loopback and one port.
+pub fn echoes(all: &[(&'static str, &str)]) -> u16 {
+    let bind = |port: u16| {
+        let bound = all.iter().map(|(name, ip)| Ok((*name, TcpListener::bind((*ip, port))?)));
+        bound.collect::<io::Result<Vec<_>>>()
+    };
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let Ok(listeners) = bind(port) else { continue };
+        for (name, listener) in listeners {
+            thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    thread::spawn(move || drop(answer(name, stream)));
+                }
+            });
+        }
+        return port;
+    }
+}

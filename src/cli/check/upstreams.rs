@@ -14,7 +14,7 @@ use crate::cli::load::Loaded;
 pub(super) fn findings(loaded: &Loaded, key: &Key, upstream: &Upstream, unresolved: bool) -> Vec<Finding> {
     let mut found = Found { key, findings: Vec::new() };
     tls(upstream, &mut found);
-    not_built(upstream, &mut found);
+    discovery(loaded, upstream, &mut found);
     checks(upstream, &mut found);
     balancing(loaded, upstream, &mut found);
     weights(upstream, &mut found);
@@ -48,14 +48,25 @@ fn tls(upstream: &Upstream, found: &mut Found<'_>) {
     }
 }
 
-fn not_built(upstream: &Upstream, found: &mut Found<'_>) {
-    if let Some(discovery) = &upstream.discovery {
-        let kind = &discovery.kind;
+fn discovery(loaded: &Loaded, upstream: &Upstream, found: &mut Found<'_>) {
+    const BUILT: &[&str] = &["dns"];
+    let Some(service) = &upstream.discovery else { return };
+    let kind = &*service.kind;
+    if !BUILT.contains(&kind) {
         found.changes(
             "SG-050",
             format!("discovery by {kind} is not built yet: its sessions are closed (no_node)"),
         );
+        return;
     }
+    let sentence = if !loaded.registries.serve(kind) {
+        format!("config.yaml has no discovery.{kind}: its sessions are closed (no_node), as in APISIX")
+    } else if loaded.store.instances(service).is_none_or(|nodes| nodes.is_empty()) {
+        format!("service {service} has no instance that can be used: its sessions are closed (no_node)")
+    } else {
+        return;
+    };
+    found.findings.push(finding(Level::Warn, None, found.key, sentence));
 }
 
 /// Which targets no probe will ever look at. What the schema leaves absent, the checker takes as "never".
