@@ -21,6 +21,7 @@ mod parse;
 mod per_listen;
 mod prometheus;
 mod read;
+mod registries;
 mod report;
 mod snippet;
 mod time;
@@ -40,6 +41,14 @@ pub use self::env::Variables;
 pub use self::extensions::CLOSED_A_SECOND;
 pub use self::extensions::Extensions;
 pub use self::load::load;
+pub use self::registries::ConsulRegistry;
+pub use self::registries::ConsulSort;
+pub use self::registries::DefaultService;
+pub use self::registries::EurekaRegistry;
+pub use self::registries::NacosRegistry;
+pub use self::registries::Registries;
+pub use self::registries::RegistryServer;
+pub use self::registries::Waits;
 pub use self::report::Mistake;
 pub use self::report::Mistakes;
 pub use self::upstream_tls::CaBundle;
@@ -60,6 +69,8 @@ pub struct Config {
     pub rules: RulesConfig,
     /// Name resolution.
     pub dns: Dns,
+    /// `discovery`: what upstreams take their nodes from that have none written.
+    pub registries: Registries,
     /// `apisix.ssl` and certificates of outgoing connections.
     pub ssl: SslConfig,
     /// `streamgate.upstream_tls` and `streamgate.upstreams`: how nodes of scheme `tls` are dialled.

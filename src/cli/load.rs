@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use streamgate::config::{Config, Source};
+use streamgate::config::{Config, Registries, Source};
 use streamgate::live::Live;
 use streamgate::live::source_status::SourceStatus;
 use streamgate::resolve;
@@ -27,6 +27,8 @@ pub(super) struct Loaded {
     pub(super) snapshot: Snapshot,
     /// Revisions are etcd's; those of a file are sums of its content.
     pub(super) from_etcd: bool,
+    /// What config.yaml has registries for.
+    pub(super) registries: Registries,
 }
 
 /// Reads all objects once. The error is a sentence for the operator.
@@ -50,7 +52,8 @@ async fn read(config: &Config) -> Result<Loaded, String> {
         let changes = store.apply(answer, 0);
         snapshot = builder.build(&store, &changes);
     }
-    Ok(Loaded { store, snapshot, from_etcd: matches!(config.source, Source::Etcd(_)) })
+    let from_etcd = matches!(config.source, Source::Etcd(_));
+    Ok(Loaded { store, snapshot, from_etcd, registries: config.registries.clone() })
 }
 
 /// The first batch of the source: a full read.

@@ -47,6 +47,7 @@ impl Config {
         let rest = [
             ("stream_plugins, xrpc.protocols or apisix.data_encryption", self.rules == new.rules),
             ("apisix.dns_resolver and its neighbours", self.dns == new.dns),
+            ("discovery", self.registries == new.registries),
             ("streamgate.upstreams", self.extensions == new.extensions),
             ("apisix.ssl", self.ssl == new.ssl),
             ("nginx_config.stream.access_log and its neighbours", self.access_log == new.access_log),

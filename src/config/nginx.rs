@@ -206,9 +206,6 @@ pub(super) fn warn_of_the_idle(root: &Node<'_>) {
     if reuseport.boolean() == Some(false) {
         reuseport.warn("has no effect; each worker always has a socket of its own");
     }
-    for (kind, node) in root.at("discovery").entries() {
-        node.warn(format!("discovery by {kind} is not built; upstreams that use it have no node"));
-    }
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ use super::nginx;
 use super::ours;
 use super::prometheus;
 use super::read::Node;
+use super::registries;
 use super::report::Report;
 use super::upstream_tls;
 use super::yaml;
@@ -89,6 +90,7 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
         },
         source: deployment.source,
         dns: apisix::dns(&apisix),
+        registries: registries::read(root),
         ssl,
         upstream_tls,
         extensions,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use streamgate::addr::Host;
+use streamgate::config::Registries;
 use streamgate::resource::{Balancer, Key, Kind, Scheme, Upstream};
 
 use super::objects::finding;
@@ -14,7 +15,7 @@ use crate::cli::load::Loaded;
 pub(super) fn findings(loaded: &Loaded, key: &Key, upstream: &Upstream, unresolved: bool) -> Vec<Finding> {
     let mut found = Found { key, findings: Vec::new() };
     tls(upstream, &mut found);
-    not_built(upstream, &mut found);
+    discovery(loaded, upstream, &mut found);
     balancing(loaded, upstream, &mut found);
     weights(upstream, &mut found);
     names(loaded, upstream, unresolved, &mut found);
@@ -47,13 +48,15 @@ fn tls(upstream: &Upstream, found: &mut Found<'_>) {
     }
 }
 
-fn not_built(upstream: &Upstream, found: &mut Found<'_>) {
-    if let Some(discovery) = &upstream.discovery {
-        let kind = &discovery.kind;
-        found.changes(
-            "SG-050",
-            format!("discovery by {kind} is not built yet: its sessions are closed (no_node)"),
-        );
+fn discovery(loaded: &Loaded, upstream: &Upstream, found: &mut Found<'_>) {
+    let Some(kind) = upstream.discovery.as_ref().map(|discovery| &*discovery.kind) else { return };
+    if !Registries::BUILT.contains(&kind) {
+        let sentence = format!("discovery by {kind} is not built yet: its sessions are closed (no_node)");
+        found.changes("SG-050", sentence);
+    } else if !loaded.registries.has(kind) {
+        let sentence =
+            format!("config.yaml has no section discovery.{kind}: its sessions are closed (no_node)");
+        found.findings.push(finding(Level::Warn, None, found.key, sentence));
     }
 }
 

@@ -1,0 +1,72 @@
+//! `discovery`: the registries that upstreams with `discovery_type` take their nodes from.
+//!
+//! Keys, defaults and bounds are those of `apisix/discovery/<kind>/schema.lua`. A section that cannot be
+//! used stops the start, as in APISIX.
+
+mod consul;
+mod eureka;
+mod nacos;
+mod server;
+
+use serde_json::Value;
+
+pub use self::consul::ConsulRegistry;
+pub use self::consul::ConsulSort;
+pub use self::consul::DefaultService;
+pub use self::eureka::EurekaRegistry;
+pub use self::nacos::NacosRegistry;
+pub use self::server::RegistryServer;
+pub use self::server::Waits;
+use super::read::Node;
+use super::read::show;
+
+/// What `discovery` has a section for.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Registries {
+    /// `discovery.consul`.
+    pub consul: Option<ConsulRegistry>,
+    /// `discovery.eureka`.
+    pub eureka: Option<EurekaRegistry>,
+    /// `discovery.nacos`.
+    pub nacos: Option<NacosRegistry>,
+}
+
+impl Registries {
+    /// The values of `discovery_type` that there is something behind.
+    pub const BUILT: [&'static str; 3] = ["consul", "eureka", "nacos"];
+
+    /// Reports whether a section says how upstreams of this `discovery_type` get their nodes.
+    #[must_use]
+    pub fn has(&self, kind: &str) -> bool {
+        match kind {
+            "consul" => self.consul.is_some(),
+            "eureka" => self.eureka.is_some(),
+            "nacos" => self.nacos.is_some(),
+            _ => false,
+        }
+    }
+}
+
+/// Reads the section.
+pub(super) fn read(root: &Node<'_>) -> Registries {
+    let discovery = root.at("discovery");
+    for (kind, node) in discovery.entries().filter(|(kind, _)| !Registries::BUILT.contains(kind)) {
+        node.warn(format!("discovery by {kind} is not built; upstreams that use it have no node"));
+    }
+    let section = |kind| {
+        let section = discovery.at(kind);
+        match section.value()? {
+            // To Lua an empty list is an empty map.
+            Value::Object(_) | Value::Array(_) => Some(section),
+            other => {
+                section.mistake(format!("is {}; a map is allowed", show(other)));
+                None
+            }
+        }
+    };
+    Registries {
+        consul: section("consul").map(|section| consul::read(&section)),
+        eureka: section("eureka").map(|section| eureka::read(&section)),
+        nacos: section("nacos").map(|section| nacos::read(&section)),
+    }
+}
