@@ -27,6 +27,7 @@ const AFTER_FAILURE: [Duration; 2] = [Duration::from_secs(1), Duration::from_sec
 pub(super) async fn follow(mut registry: impl Registry, mut standing: Standing, out: mpsc::Sender<Batch>) {
     let mut state = Following::default();
     let mut pause = AFTER_FAILURE[0];
+    let mut last: Option<Arc<[Node]>> = None;
     loop {
         let answer = registry.instances(state.patience(Instant::now())).await;
         let now = Instant::now();
@@ -48,9 +49,14 @@ pub(super) async fn follow(mut registry: impl Registry, mut standing: Standing, 
             if nodes.is_empty() {
                 nodes.extend(registry.fallback());
             }
-            let event = Event::Nodes { service: standing.service.clone(), nodes: nodes.into() };
-            if out.send(Batch { events: vec![event], revision: 0 }).await.is_err() {
-                return;
+            let nodes: Arc<[Node]> = nodes.into();
+            // Each event makes a snapshot; most answers are the one before.
+            if last.as_ref() != Some(&nodes) {
+                last = Some(nodes.clone());
+                let event = Event::Nodes { service: standing.service.clone(), nodes };
+                if out.send(Batch { events: vec![event], revision: 0 }).await.is_err() {
+                    return;
+                }
             }
         }
         sleep(again).await;

@@ -115,7 +115,13 @@ async fn an_empty_answer_counts_when_it_has_been_given_for_a_while() {
         &[(0, "a"), (30, "b"), (70, "")],
     )
     .await;
-    check(vec![none(), none(), Hosts(&["a"])], &[(0, ""), (10, ""), (20, "a")]).await;
+    check(vec![none(), none(), Hosts(&["a"])], &[(0, ""), (20, "a")]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_again_is_not_told() {
+    let same = || Hosts(&["a", "b"]);
+    check(vec![same(), same(), Fails, same(), Hosts(&["a"])], &[(0, "a b"), (30, "a")]).await;
 }
 
 #[tokio::test(start_paused = true)]
