@@ -34,7 +34,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// No wait of a test is longer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Follows one service.
+/// Follows services.
 struct Following {
     events: mpsc::Receiver<Batch>,
     failing: Arc<Failing>,
@@ -50,6 +50,16 @@ fn follow(section: &str, kind: &str, more: [Option<&str>; 2]) -> Following {
 }
 
 fn follow_with(section: &str, kind: &str, [namespace, group]: [Option<&str>; 2], apisix: &str) -> Following {
+    let service = Discovery {
+        kind: kind.into(),
+        service_name: "s".into(),
+        namespace_id: namespace.map(Into::into),
+        group_name: group.map(Into::into),
+    };
+    follow_all(section, vec![service], apisix)
+}
+
+fn follow_all(section: &str, services: Vec<Discovery>, apisix: &str) -> Following {
     let text = format!(
         "apisix: {{proxy_mode: stream, stream_proxy: {{tcp: [1]}}{apisix}}}\ndiscovery: {{{section}}}\n"
     );
@@ -62,13 +72,7 @@ fn follow_with(section: &str, kind: &str, [namespace, group]: [Option<&str>; 2],
         failing: failing.clone(),
         metrics: Metrics::new(&[], "1"),
     };
-    let service = Discovery {
-        kind: kind.into(),
-        service_name: "s".into(),
-        namespace_id: namespace.map(Into::into),
-        group_name: group.map(Into::into),
-    };
-    let (wanted, services) = watch::channel(Arc::from([Arc::new(service)]));
+    let (wanted, services) = watch::channel(services.into_iter().map(Arc::new).collect());
     let (out, events) = mpsc::channel(100);
     let stop = CancellationToken::new();
     let task = tokio::spawn(discovery::run(means, services, out, stop.clone()));
@@ -183,6 +187,33 @@ async fn a_consul_without_indexes_is_polled() {
     server.say(Reply::json(&json!([instance(&b)])));
     following.tells_at_last(&[b]).await;
     assert!(server.heard().iter().all(|heard| heard.parameter("index").is_none()));
+}
+
+#[tokio::test]
+async fn more_services_than_may_wait_are_followed_all_the_same() {
+    const MANY: usize = 200;
+    let consul = Consul::start();
+    let [a, b] = addresses();
+    let name = |at| format!("s{at}");
+    let service = |at| Discovery {
+        kind: "consul".into(),
+        service_name: name(at).into(),
+        namespace_id: None,
+        group_name: None,
+    };
+    (0..MANY).for_each(|at| consul.set(&name(at), &[a]));
+    let section = self::consul(&consul.server, ", fetch_interval: 1, timeout: {read: 20000, wait: 600}");
+    let mut following = follow_all(&section, (0..MANY).map(service).collect(), "");
+    for _ in 0..MANY {
+        following.tells(&[a]).await;
+    }
+    until("many that wait", || consul.waiting() >= 128, String::new).await;
+    (0..MANY).for_each(|at| consul.set(&name(at), &[b]));
+    for _ in 0..MANY {
+        following.tells(&[b]).await;
+    }
+    assert!(consul.waited() <= 128, "{}", consul.waited());
+    assert!(following.failing.list().is_empty(), "{:?}", following.failing.list());
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::servers::{Said, Tls, Turn, all, ask, encoded};
+use super::servers::{Client, Said, Turn, all, encoded, spread};
 use super::{Found, Registry, RegistryError, nodes};
 use crate::config::{ConsulRegistry, ConsulSort, Waits};
 use crate::net::http::Request;
@@ -32,12 +32,12 @@ const NEVER: Duration = Duration::from_hours(24);
 #[derive(Debug)]
 pub(super) struct Shared {
     config: ConsulRegistry,
-    tls: Tls,
+    client: Client,
 }
 
 impl Shared {
     pub(super) fn new(config: &ConsulRegistry, trusted: Option<&Path>) -> Self {
-        Self { config: config.clone(), tls: Tls::verifying(&config.servers, trusted) }
+        Self { config: config.clone(), client: Client::verifying(&config.servers, trusted) }
     }
 }
 
@@ -54,6 +54,7 @@ pub(super) struct Consul {
 /// What one server said.
 struct Answer {
     nodes: Vec<Node>,
+    /// What the next query waits from; 0: it does not.
     index: u64,
     again: Duration,
 }
@@ -77,30 +78,33 @@ impl Consul {
         let Some(server) = config.servers.get(place) else {
             return Err(RegistryError("discovery.consul.servers is empty".into()));
         };
-        let mut path = self.path.clone();
-        let mut waits = Waits { connect: config.connect, answer: config.read };
-        let begun = Instant::now();
-        if index > 0 {
-            // Without a time Consul would hold it for five minutes.
-            let wait = config.wait.min(patience).max(Duration::from_millis(1));
-            path = format!("{path}&index={index}&wait={}ms", wait.as_millis());
-            waits.answer += wait + wait / 16;
-        }
         let token = [("X-Consul-Token", &*config.token)];
         let headers = if config.token.is_empty() { &[] } else { token.as_slice() };
-        let said = ask((server, &self.shared.tls), Request::get(&path, headers), waits).await?;
+        let (client, begun) = (&self.shared.client, Instant::now());
+        // While many wait the others poll.
+        let free = if index > 0 { client.place() } else { None };
+        let polls = !config.keepalive || (index > 0 && free.is_none());
+        let waits = Waits { connect: config.connect, answer: config.read };
+        let said = match free {
+            Some(free) => {
+                // Without a time Consul would hold it for five minutes.
+                let wait = config.wait.min(patience).max(Duration::from_millis(1));
+                let path = format!("{}&index={index}&wait={}ms", self.path, wait.as_millis());
+                let waits = Waits { answer: waits.answer + wait + wait / 16, ..waits };
+                free.ask(server, Request::get(&path, headers), waits).await?
+            }
+            None => client.ask(server, Request::get(&self.path, headers), waits).await?,
+        };
         let nodes = parse(&said.json()?, config).map_err(|why| said.odd(&why))?;
         let told = told_index(&said);
-        Ok(Answer {
-            nodes,
-            index: next_index(index, told),
-            again: match told {
-                _ if !config.keepalive => config.fetch_interval,
-                0 => config.fetch_interval,
-                same if same == index && begun.elapsed() < TOO_SOON => TOO_SOON,
-                _ => BETWEEN,
-            },
-        })
+        let again = match told {
+            0 => spread(config.fetch_interval),
+            _ if polls => spread(config.fetch_interval),
+            same if same == index && begun.elapsed() < TOO_SOON => TOO_SOON,
+            _ => BETWEEN,
+        };
+        let index = if config.keepalive { next_index(index, told) } else { 0 };
+        Ok(Answer { nodes, index, again })
     }
 }
 
@@ -109,7 +113,6 @@ impl Registry for Consul {
         if self.skipped {
             return Ok(Found { nodes: Vec::new(), again: NEVER });
         }
-        let keepalive = self.shared.config.keepalive;
         let (first, mut failures, mut empty) = (self.turn.first(), Vec::new(), None);
         for place in self.turn.round() {
             let index = if place == first { std::mem::take(&mut self.index) } else { 0 };
@@ -119,7 +122,7 @@ impl Registry for Consul {
                 }
                 Ok(answer) => {
                     self.turn.stay(place);
-                    self.index = if keepalive { answer.index } else { 0 };
+                    self.index = answer.index;
                     return Ok(Found { nodes: answer.nodes, again: answer.again });
                 }
                 Err(error) => failures.push(error),
@@ -129,9 +132,9 @@ impl Registry for Consul {
         let Some(answer) = empty.filter(|_| failures.is_empty()) else { return Err(all(&failures)) };
         if self.shared.config.servers.len() > 1 {
             // A change at another server would not wake a query at the first.
-            return Ok(Found { nodes: Vec::new(), again: self.shared.config.fetch_interval });
+            return Ok(Found { nodes: Vec::new(), again: spread(self.shared.config.fetch_interval) });
         }
-        self.index = if keepalive { answer.index } else { 0 };
+        self.index = answer.index;
         Ok(Found { nodes: Vec::new(), again: answer.again })
     }
 

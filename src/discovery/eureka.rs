@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::servers::{Tls, Turn, all, ask, encoded};
+use super::servers::{Client, Turn, all, encoded, spread};
 use super::{Found, Registry, RegistryError, nodes};
 use crate::config::EurekaRegistry;
 use crate::net::http::Request;
@@ -22,12 +22,12 @@ use crate::resource::{Discovery, Node};
 #[derive(Debug)]
 pub(super) struct Shared {
     config: EurekaRegistry,
-    tls: Tls,
+    client: Client,
 }
 
 impl Shared {
     pub(super) fn new(config: &EurekaRegistry) -> Self {
-        Self { config: config.clone(), tls: Tls::trusting() }
+        Self { config: config.clone(), client: Client::trusting() }
     }
 }
 
@@ -55,7 +55,7 @@ impl Eureka {
         });
         let mut headers = vec![("Accept", "application/json")];
         headers.extend(basic.as_deref().map(|basic| ("Authorization", basic)));
-        let said = ask((server, &self.shared.tls), Request::get(&self.path, &headers), config.waits).await?;
+        let said = self.shared.client.ask(server, Request::get(&self.path, &headers), config.waits).await?;
         if said.status == 404 {
             // It knows no application of that name.
             return Ok(Vec::new());
@@ -71,7 +71,7 @@ impl Registry for Eureka {
             match self.query(place).await {
                 Ok(nodes) => {
                     self.turn.stay(place);
-                    return Ok(Found { nodes, again: self.shared.config.fetch_interval });
+                    return Ok(Found { nodes, again: spread(self.shared.config.fetch_interval) });
                 }
                 Err(error) => failures.push(error),
             }

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::servers::{Said, Tls, Turn, all, ask, encoded};
+use super::servers::{Client, Said, Turn, all, encoded, spread};
 use super::{Found, Registry, RegistryError, nodes};
 use crate::config::NacosRegistry;
 use crate::net::http::Request;
@@ -30,7 +30,7 @@ const HUNDREDTHS: f64 = 100.0;
 #[derive(Debug)]
 pub(super) struct Shared {
     config: NacosRegistry,
-    tls: Tls,
+    client: Client,
     /// The token of each server.
     tokens: Vec<Mutex<Option<Token>>>,
 }
@@ -51,7 +51,7 @@ impl std::fmt::Debug for Token {
 impl Shared {
     pub(super) fn new(config: &NacosRegistry, trusted: Option<&Path>) -> Self {
         let tokens = config.servers.iter().map(|_| Mutex::default()).collect();
-        Self { config: config.clone(), tls: Tls::verifying(&config.servers, trusted), tokens }
+        Self { config: config.clone(), client: Client::verifying(&config.servers, trusted), tokens }
     }
 
     /// The token of a server, where it has users; another than `refused`.
@@ -77,7 +77,7 @@ impl Shared {
             body: body.as_bytes(),
             path: &path,
         };
-        let said = ask((server, &self.tls), request, self.config.waits).await?;
+        let said = self.client.ask(server, request, self.config.waits).await?;
         let token = token(&said.json()?).ok_or_else(|| said.odd("the login gives no accessToken"))?;
         Ok(Some(slot.insert(token).text.clone()))
     }
@@ -137,7 +137,7 @@ impl Nacos {
             path += &signed(keys, &format!("{}@@{}@@{}", now.as_millis(), self.group, self.service));
         }
         let request = Request::get(&path, &[("Accept", "application/json")]);
-        ask((server, &self.shared.tls), request, config.waits).await
+        self.shared.client.ask(server, request, config.waits).await
     }
 }
 
@@ -148,7 +148,7 @@ impl Registry for Nacos {
             match self.query(place).await {
                 Ok(nodes) => {
                     self.turn.stay(place);
-                    return Ok(Found { nodes, again: self.shared.config.fetch_interval });
+                    return Ok(Found { nodes, again: spread(self.shared.config.fetch_interval) });
                 }
                 Err(error) => failures.push(error),
             }

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::HeaderMap;
 use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::RegistryError;
 use crate::certs::verify;
@@ -18,38 +20,101 @@ use crate::resource::provider;
 /// The largest answer that is read, in bytes: some 30,000 instances.
 const MAX_ANSWER: usize = 16 << 20;
 
-/// How servers with `https` are spoken with; why they cannot be.
-#[derive(Debug)]
-pub(super) struct Tls(Result<Arc<ClientConfig>, String>);
+/// Requests to the servers of one registry at once, and of those that wait for a change. Together they
+/// stay below the 200 connections that Consul allows an address (`limits.http_max_conns_per_client`).
+const AT_ONCE: [usize; 2] = [48, 128];
 
-impl Tls {
+/// Speaks with the servers of one registry.
+#[derive(Debug)]
+pub(super) struct Client {
+    /// How servers with `https` are spoken with; why they cannot be.
+    tls: Result<Arc<ClientConfig>, String>,
+    asking: Semaphore,
+    waiting: Semaphore,
+}
+
+impl Client {
     /// Verifies servers with the bundle in this file, which is read now and only where one has `https`.
     pub(super) fn verifying(servers: &[RegistryServer], trusted: Option<&Path>) -> Self {
         if !servers.iter().any(|server| server.tls) {
-            return Self(Err("no server has https".into()));
+            return Self::with(Err("no server has https".into()));
         }
-        let config = trusted
-            .ok_or_else(|| {
-                "there is no CA bundle to verify it with; set apisix.ssl.ssl_trusted_certificate".into()
-            })
-            .and_then(bundle)
-            .and_then(client_config);
-        Self(config)
+        let missing =
+            || "there is no CA bundle to verify it with; set apisix.ssl.ssl_trusted_certificate".into();
+        Self::with(trusted.ok_or_else(missing).and_then(bundle).and_then(client_config))
     }
 
     /// Takes any server, as APISIX does with eureka.
     pub(super) fn trusting() -> Self {
-        Self(client_config(verify::anybody()))
+        Self::with(client_config(verify::anybody()))
     }
 
-    fn towards(&self, server: &RegistryServer) -> Result<Option<Secure>, String> {
+    fn with(tls: Result<Arc<ClientConfig>, String>) -> Self {
+        let [asking, waiting] = AT_ONCE.map(Semaphore::new);
+        Self { tls, asking, waiting }
+    }
+
+    /// Sends one request, when others have their answer. The path is that of the registry, below the
+    /// server's own.
+    pub(super) async fn ask(
+        &self,
+        server: &RegistryServer,
+        request: Request<'_>,
+        waits: Waits,
+    ) -> Result<Said, RegistryError> {
+        // Nobody closes the semaphore.
+        let _permit = self.asking.acquire().await;
+        self.send(server, request, waits).await
+    }
+
+    /// What one needs for a request that waits for a change; `None` while many wait.
+    pub(super) fn place(&self) -> Option<Place<'_>> {
+        self.waiting.try_acquire().ok().map(|permit| Place { client: self, _permit: permit })
+    }
+
+    async fn send(
+        &self,
+        server: &RegistryServer,
+        request: Request<'_>,
+        waits: Waits,
+    ) -> Result<Said, RegistryError> {
+        let explain = |why: &dyn std::fmt::Display| RegistryError(format!("{server}: {why}"));
+        let secure = self.secure(server).map_err(|why| explain(&why))?;
+        let path = format!("{}{}", server.path, request.path);
+        let request = Request { path: &path, ..request };
+        let limits = Limits { connect: waits.connect, answer: waits.answer, body: MAX_ANSWER };
+        let answer = http::ask(To::Host(&server.host, server.port), secure.as_ref(), request, limits).await;
+        let answer = answer.map_err(|error| explain(&error))?;
+        let (status, headers, body) = (answer.status, answer.headers, answer.body);
+        Ok(Said { status, headers, body, server: server.to_string() })
+    }
+
+    fn secure(&self, server: &RegistryServer) -> Result<Option<Secure>, String> {
         if !server.tls {
             return Ok(None);
         }
-        let config = self.0.clone()?;
+        let config = self.tls.clone()?;
         let name = ServerName::try_from(server.host.to_string());
         let name = name.map_err(|_| format!("{:?} is no server name for TLS", server.host))?;
         Ok(Some(Secure { config, name }))
+    }
+}
+
+/// A place among the requests that wait.
+pub(super) struct Place<'a> {
+    client: &'a Client,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Place<'_> {
+    /// Sends one request that the server may hold.
+    pub(super) async fn ask(
+        self,
+        server: &RegistryServer,
+        request: Request<'_>,
+        waits: Waits,
+    ) -> Result<Said, RegistryError> {
+        self.client.send(server, request, waits).await
     }
 }
 
@@ -104,22 +169,6 @@ impl Said {
     }
 }
 
-/// Sends one request. The path is that of the registry, below the server's own.
-pub(super) async fn ask(
-    (server, tls): (&RegistryServer, &Tls),
-    request: Request<'_>,
-    waits: Waits,
-) -> Result<Said, RegistryError> {
-    let explain = |why: &dyn std::fmt::Display| RegistryError(format!("{server}: {why}"));
-    let secure = tls.towards(server).map_err(|why| explain(&why))?;
-    let path = format!("{}{}", server.path, request.path);
-    let request = Request { path: &path, ..request };
-    let limits = Limits { connect: waits.connect, answer: waits.answer, body: MAX_ANSWER };
-    let answer = http::ask(To::Host(&server.host, server.port), secure.as_ref(), request, limits).await;
-    let answer = answer.map_err(|error| explain(&error))?;
-    Ok(Said { status: answer.status, headers: answer.headers, body: answer.body, server: server.to_string() })
-}
-
 /// Whose turn it is among the servers: whoever answered last, then the others in their order.
 #[derive(Debug)]
 pub(super) struct Turn {
@@ -155,6 +204,11 @@ impl Turn {
 pub(super) fn all(failures: &[RegistryError]) -> RegistryError {
     let told: Vec<String> = failures.iter().map(ToString::to_string).collect();
     RegistryError(told.join("; "))
+}
+
+/// When to poll again: a little sooner than asked for, so that not all services are polled at once.
+pub(super) fn spread(interval: Duration) -> Duration {
+    interval.mul_f64(0.9 + rand::random::<f64>() / 10.0)
 }
 
 /// A text as part of a path or query (RFC 3986, 2.1).

@@ -207,6 +207,9 @@ struct Catalog {
     services: HashMap<String, Value>,
     /// What it answers instead, while it is there.
     broken: Option<Reply>,
+    /// Queries that wait, now and at most.
+    waiting: usize,
+    waited: usize,
 }
 
 /// A Consul with one endpoint: `/v1/health/service/<name>`.
@@ -227,7 +230,10 @@ impl Consul {
                 let index: u64 = index.parse().unwrap();
                 let wait = heard.parameter("wait").unwrap().strip_suffix("ms").unwrap().parse().unwrap();
                 let still = |catalog: &mut Catalog| catalog.index == index && catalog.broken.is_none();
+                catalog.waiting += 1;
+                catalog.waited = catalog.waited.max(catalog.waiting);
                 catalog = changed.wait_timeout_while(catalog, Duration::from_millis(wait), still).unwrap().0;
+                catalog.waiting -= 1;
             }
             if let Some(broken) = &catalog.broken {
                 return broken.clone();
@@ -255,6 +261,16 @@ impl Consul {
     /// It was set up anew: its indexes begin again.
     pub fn restart(&self, index: u64) {
         self.change(|catalog| catalog.index = index);
+    }
+
+    /// How many queries wait.
+    pub fn waiting(&self) -> usize {
+        self.catalog.0.lock().unwrap().waiting
+    }
+
+    /// How many waited at once at most.
+    pub fn waited(&self) -> usize {
+        self.catalog.0.lock().unwrap().waited
     }
 
     /// It gives this answer to everything, or works again.
