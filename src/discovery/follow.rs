@@ -118,33 +118,36 @@ pub(super) struct Standing {
     failing: Arc<Failing>,
     gauge: Gauge,
     follower: u64,
-    /// It failed the last time.
-    fails: bool,
+    /// What went wrong the last time.
+    problem: Option<Problem>,
 }
 
 impl Standing {
     pub(super) fn new(service: Arc<Discovery>, means: &Means) -> Self {
         let (failing, gauge) = (means.failing.clone(), means.metrics.discovery_failing.clone());
-        Self { service, follower: failing.follower(), failing, gauge, fails: false }
+        Self { service, follower: failing.follower(), failing, gauge, problem: None }
     }
 
     fn works(&mut self) {
-        if std::mem::take(&mut self.fails) {
+        if self.problem.take().is_some() {
             tracing::info!("service {}: its registry answers again", self.service);
             self.set(None);
         }
     }
 
-    /// Once for each time it begins to fail.
+    /// The log says it once for each time it begins; the status page has the last reason.
     fn fails(&mut self, error: &dyn fmt::Display, serving: bool) {
-        if std::mem::replace(&mut self.fails, true) {
-            return;
-        }
-        let serves = if serving { "its last instances keep serving" } else { "it has no instance" };
-        tracing::warn!("service {}: {error}; {serves}", self.service);
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let since_unix_ms = u64::try_from(since).unwrap_or(u64::MAX);
-        let problem = Problem { text: error.to_string(), since_unix_ms };
+        let text = error.to_string();
+        let since_unix_ms = match &self.problem {
+            Some(problem) if problem.text == text => return,
+            Some(problem) => problem.since_unix_ms,
+            None => {
+                let serves = if serving { "its last instances keep serving" } else { "it has no instance" };
+                tracing::warn!("service {}: {text}; {serves}", self.service);
+                unix_ms()
+            }
+        };
+        let problem = self.problem.insert(Problem { text, since_unix_ms }).clone();
         self.set(Some((self.service.to_string().into(), problem)));
     }
 
@@ -157,6 +160,12 @@ impl Drop for Standing {
     fn drop(&mut self) {
         self.set(None);
     }
+}
+
+/// Milliseconds since the Unix epoch.
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::super::read::Node;
 use super::server::RegistryServer;
 use super::server::Waits;
@@ -27,9 +29,11 @@ pub struct EurekaRegistry {
 
 /// Reads the section.
 pub(super) fn read(section: &Node<'_>) -> EurekaRegistry {
+    let written = section.at("prefix");
+    let written = Some(&written).filter(|node| node.value().and_then(Value::as_str) != Some(""));
     EurekaRegistry {
         servers: servers(&section.at("host"), "http://127.0.0.1:8761"),
-        prefix: prefix(&section.at("prefix")).unwrap_or_default(),
+        prefix: written.and_then(prefix).unwrap_or_default(),
         fetch_interval: seconds(&section.at("fetch_interval")).unwrap_or(Duration::from_secs(30)),
         weight: weight(&section.at("weight"), 0).unwrap_or(100),
         waits: Waits::read(section),

@@ -68,6 +68,8 @@ fn every_key_is_read() {
     assert_eq!(nacos.keys, Some(("a".into(), "s".into())));
     let eureka = registries("{eureka: {host: ['http://c'], prefix: /eureka/, weight: 0}}").eureka.unwrap();
     assert_eq!((&*eureka.prefix, eureka.weight), ("/eureka", 0));
+    let eureka = registries("{eureka: {host: ['http://c'], prefix: ''}}").eureka.unwrap();
+    assert_eq!(&*eureka.prefix, "");
 }
 
 #[test]

@@ -16,8 +16,10 @@ use crate::metrics::Metrics;
 enum Say {
     Hosts(&'static [&'static str]),
     Fails,
+    /// With another reason.
+    Hangs,
 }
-use Say::{Fails, Hosts};
+use Say::{Fails, Hangs, Hosts};
 
 /// Says one after the other, then nothing any more.
 struct Script {
@@ -36,6 +38,7 @@ impl Registry for Script {
                 let node = |host: &&str| Node::discovered(host, 1, 1).unwrap();
                 Ok(Found { nodes: hosts.iter().map(node).collect(), again: self.again })
             }
+            Some(Hangs) => Err(RegistryError("no answer within 2s".into())),
             Some(Fails) => Err(RegistryError("10.0.0.9:8500: refused".into())),
             None => pending().await,
         }
@@ -175,12 +178,14 @@ async fn failures_are_tried_again_ever_less_often() {
 
 #[tokio::test(start_paused = true)]
 async fn operators_see_what_fails_as_long_as_it_does() {
-    let mut running = run(vec![Hosts(&["a"]), Fails, Fails, Hosts(&["b"]), Fails], 10, None);
+    let mut running = run(vec![Hosts(&["a"]), Fails, Hangs, Hosts(&["b"]), Fails], 10, None);
     assert_eq!((running.failing.list().len(), &*running.gauge()), (0, "streamgate_discovery_failing 0"));
     running.told().await;
-    sleep(Duration::from_secs(11)).await;
-    let [(service, problem)] = &*running.failing.list() else { panic!("{:?}", running.failing) };
-    assert_eq!((&**service, &*problem.text), ("x by consul", "10.0.0.9:8500: refused"));
+    for (seconds, text) in [(10, "10.0.0.9:8500: refused"), (1, "no answer within 2s")] {
+        sleep(Duration::from_millis(seconds * 1000 + 10)).await;
+        let [(service, problem)] = &*running.failing.list() else { panic!("{:?}", running.failing) };
+        assert_eq!((&**service, &*problem.text), ("x by consul", text));
+    }
     assert_eq!(running.gauge(), "streamgate_discovery_failing 1");
     assert_eq!(running.told().await.unwrap().1, "b");
     assert_eq!((running.failing.list().len(), &*running.gauge()), (0, "streamgate_discovery_failing 0"));
