@@ -268,14 +268,20 @@ fn follow(config: &Config, with: Following, stop: &CancellationToken) {
         wanted,
         wanted_services,
         changed,
-        metrics: with.metrics,
-        state: with.state,
+        metrics: with.metrics.clone(),
+        state: with.state.clone(),
         first: Some(with.first),
     };
     let trust = Trust::new(config.ssl.trusted.as_deref());
     tokio::spawn(probe::run(with.published, trust, snapshots, stop.clone()));
     tokio::spawn(control::run(control, received, with.accepted, stop.clone()));
-    tokio::spawn(discovery::run(config.registries.clone(), services, events.clone(), stop.clone()));
+    let means = discovery::Means {
+        registries: config.registries.clone(),
+        trusted: config.ssl.trusted.clone(),
+        failing: with.state.discovery.clone(),
+        metrics: with.metrics,
+    };
+    tokio::spawn(discovery::run(means, services, events.clone(), stop.clone()));
     tokio::spawn(resolve::run(config.dns.clone(), names, events.clone(), stop.clone()));
     let (from, status, stop) = (config.source.clone(), with.status, stop.clone());
     tokio::spawn(async move { source::run(&from, events, status, stop).await });

@@ -3,77 +3,88 @@
 //! Upstreams with `discovery_type` and `service_name` take their nodes from a registry. What is wanted
 //! comes from the present snapshot; answers go back as events. No session waits for a registry once it has
 //! answered: the last instances serve while it fails, and an answer without any takes effect only when it
-//! stays so for a while: registries that restart answer empty.
+//! stays so for a while: registries that restart answer empty (`discovery/follow.rs`).
+//!
+//! A service is asked for alone, where APISIX fetches every service of the registry: what is not wanted
+//! costs nothing, and one that changes wakes nobody else.
 
+mod consul;
 mod dns;
+mod eureka;
+mod follow;
+mod nacos;
+mod nodes;
+mod servers;
 
 use std::collections::HashMap;
-use std::fmt;
+use std::future::pending;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use self::consul::Consul;
+use self::dns::Dns;
+use self::eureka::Eureka;
+use self::follow::{Standing, follow};
+use self::nacos::Nacos;
 use crate::config::Registries;
+use crate::live::registries::Failing;
+use crate::metrics::Metrics;
 use crate::resource::{Discovery, Node};
-use crate::store::{Batch, Event};
+use crate::store::Batch;
 
-/// How long a registry has to say that a service has no instances before that counts.
-const GRACE: Duration = Duration::from_secs(30);
-/// How soon to ask again after a failure: at first, and at most.
-const AFTER_FAILURE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
+/// What registries are asked with, and where it is told how that goes.
+#[derive(Debug)]
+pub struct Means {
+    /// `discovery` of config.yaml.
+    pub registries: Registries,
+    /// CA bundle that servers with `https` are verified with.
+    pub trusted: Option<PathBuf>,
+    /// The services whose registry fails.
+    pub failing: Arc<Failing>,
+    /// Counts them.
+    pub metrics: Metrics,
+}
 
 /// Something that knows the instances of one service.
-pub(crate) trait Registry: Send {
-    /// The instances now. It may wait for a change, for as long as the registry lets it.
-    fn instances(&mut self) -> impl Future<Output = Result<Found, RegistryError>> + Send;
+trait Registry: Send {
+    /// The instances now. It may wait for a change, for as long as the registry lets it, but no longer
+    /// than `patience`.
+    fn instances(&mut self, patience: Duration) -> impl Future<Output = Result<Found, RegistryError>> + Send;
+
+    /// What serves while there is none.
+    fn fallback(&self) -> Option<Node> {
+        None
+    }
 }
 
 /// An answer.
 #[derive(Debug)]
-pub(crate) struct Found {
+struct Found {
     /// The instances, in an order that is the same for the same ones.
-    pub(crate) nodes: Vec<Node>,
+    nodes: Vec<Node>,
     /// When to ask again.
-    pub(crate) again: Duration,
+    again: Duration,
 }
 
 /// Why there is none: a sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct RegistryError(pub(crate) String);
+struct RegistryError(String);
 
-/// What there is to ask.
-#[derive(Debug)]
-struct Kinds {
-    dns: Option<dns::Dns>,
-}
-
-impl Kinds {
-    fn new(config: &Registries) -> Self {
-        let dns = config.dns.as_ref().and_then(|dns| match dns::Dns::new(dns) {
-            Ok(dns) => Some(dns),
-            Err(error) => {
-                tracing::error!("discovery by dns has no effect: {error}");
-                None
-            }
-        });
-        Self { dns }
-    }
-}
-
-/// Follows the services of `wanted` until `stop`, by the registries of config.yaml. One in another allocation than before is a new one:
+/// Follows the services of `wanted` until `stop`. One in another allocation than before is a new one:
 /// nobody knows its instances any more.
 pub async fn run(
-    registries: Registries,
+    means: Means,
     mut wanted: watch::Receiver<Arc<[Arc<Discovery>]>>,
     out: mpsc::Sender<Batch>,
     stop: CancellationToken,
 ) {
-    let kinds = Kinds::new(&registries);
+    let kinds = Kinds::new(&means);
     let mut tasks = JoinSet::new();
     let mut running: HashMap<Arc<Discovery>, AbortHandle> = HashMap::new();
     loop {
@@ -86,9 +97,12 @@ pub async fn run(
             }
             keep
         });
-        for service in services.iter().filter(|service| !running.contains_key(*service)).collect::<Vec<_>>() {
-            let task = start(&kinds, service.clone(), out.clone(), &mut tasks);
-            running.insert(service.clone(), task);
+        for service in services.iter() {
+            if !running.contains_key(service) {
+                let standing = Standing::new(service.clone(), &means);
+                let task = follow(kinds.registry(service), standing, out.clone());
+                running.insert(service.clone(), tasks.spawn(task));
+            }
         }
         // A task that was ended keeps its memory until it is joined.
         while tasks.try_join_next().is_some() {}
@@ -99,114 +113,70 @@ pub async fn run(
     }
 }
 
-/// Begins to follow a service by what its kind asks for.
-fn start(
-    kinds: &Kinds,
-    service: Arc<Discovery>,
-    out: mpsc::Sender<Batch>,
-    tasks: &mut JoinSet<()>,
-) -> AbortHandle {
-    if let ("dns", Some(dns)) = (&*service.kind, &kinds.dns) {
-        return tasks.spawn(follow(service.clone(), dns.service(&service), out));
-    }
-    tracing::warn!(
-        "service {service}: there is no registry of this kind (section `discovery` of config.yaml); its sessions \
-         are closed (no_node)"
-    );
-    tasks.spawn(follow(service, Nobody, out))
+/// What the services of each kind share.
+struct Kinds {
+    consul: Option<Arc<consul::Shared>>,
+    dns: Option<Result<Dns, String>>,
+    eureka: Option<Arc<eureka::Shared>>,
+    nacos: Option<Arc<nacos::Shared>>,
 }
 
-/// Stands in for a registry that is not configured.
-struct Nobody;
-
-impl Registry for Nobody {
-    async fn instances(&mut self) -> Result<Found, RegistryError> {
-        Ok(Found { nodes: Vec::new(), again: GRACE })
+impl Kinds {
+    fn new(means: &Means) -> Self {
+        let (registries, trusted) = (&means.registries, means.trusted.as_deref());
+        Self {
+            consul: registries.consul.as_ref().map(|it| Arc::new(consul::Shared::new(it, trusted))),
+            dns: registries.dns.as_ref().map(|it| Dns::new(it).map_err(|why| why.to_string())),
+            eureka: registries.eureka.as_ref().map(|it| Arc::new(eureka::Shared::new(it))),
+            nacos: registries.nacos.as_ref().map(|it| Arc::new(nacos::Shared::new(it, trusted))),
+        }
     }
-}
 
-/// Keeps the instances of one service known.
-async fn follow(service: Arc<Discovery>, mut registry: impl Registry, out: mpsc::Sender<Batch>) {
-    let mut state = Following::default();
-    let mut pause = AFTER_FAILURE[0];
-    // What has been told last: each publication makes a snapshot.
-    let mut last: Option<Arc<[Node]>> = None;
-    loop {
-        let again = match registry.instances().await {
-            Ok(found) => {
-                pause = AFTER_FAILURE[0];
-                let counts = state.takes(&service, found.nodes.len(), Instant::now());
-                if counts && last.as_deref() != Some(&*found.nodes) {
-                    let nodes: Arc<[Node]> = found.nodes.into();
-                    last = Some(nodes.clone());
-                    let event = Event::Nodes { service: service.clone(), nodes };
-                    if out.send(Batch { events: vec![event], revision: 0 }).await.is_err() {
-                        return;
-                    }
-                }
-                found.again
-            }
-            Err(error) => {
-                state.failed(&service, &error);
-                // Nobody knows it yet: sessions need not wait any longer.
-                if !state.told {
-                    state.told = true;
-                    let event = Event::Nodes { service: service.clone(), nodes: Arc::default() };
-                    if out.send(Batch { events: vec![event], revision: 0 }).await.is_err() {
-                        return;
-                    }
-                }
-                let now = pause;
-                pause = (pause * 2).min(AFTER_FAILURE[1]);
-                now
-            }
+    /// Who knows this service.
+    fn registry(&self, service: &Arc<Discovery>) -> Kind {
+        let kind = &*service.kind;
+        let known = match kind {
+            "consul" => self.consul.as_ref().map(|it| Kind::Consul(Consul::new(it.clone(), service))),
+            "dns" => self.dns.as_ref().map(|it| match it {
+                Ok(dns) => Kind::Dns(Box::new(dns.service(service))),
+                Err(why) => Kind::Nobody(Some(why.clone())),
+            }),
+            "eureka" => self.eureka.as_ref().map(|it| Kind::Eureka(Eureka::new(it.clone(), service))),
+            "nacos" => self.nacos.as_ref().map(|it| Kind::Nacos(Nacos::new(it.clone(), service))),
+            _ => return Kind::Nobody(Some(format!("discovery by {kind} is not built"))),
         };
-        sleep(again).await;
+        known.unwrap_or_else(|| Kind::Nobody(Some(format!("config.yaml has no section discovery.{kind}"))))
     }
 }
 
-/// What has been said about a service.
-#[derive(Debug, Default)]
-struct Following {
-    /// Something has been told.
-    told: bool,
-    /// The last answer that counts had instances.
-    serving: bool,
-    failing: bool,
-    empty_since: Option<Instant>,
+/// A registry of any kind.
+enum Kind {
+    Consul(Consul),
+    Dns(Box<dns::Service>),
+    Eureka(Eureka),
+    Nacos(Nacos),
+    /// There is none, and why; said once.
+    Nobody(Option<String>),
 }
 
-impl Following {
-    /// Reports whether an answer of so many instances counts.
-    fn takes(&mut self, service: &Discovery, count: usize, now: Instant) -> bool {
-        if std::mem::take(&mut self.failing) {
-            tracing::info!("service {service}: its registry answers again");
+impl Registry for Kind {
+    async fn instances(&mut self, patience: Duration) -> Result<Found, RegistryError> {
+        match self {
+            Self::Consul(consul) => consul.instances(patience).await,
+            Self::Dns(dns) => dns.instances(patience).await,
+            Self::Eureka(eureka) => eureka.instances(patience).await,
+            Self::Nacos(nacos) => nacos.instances(patience).await,
+            Self::Nobody(why) => match why.take() {
+                Some(why) => Err(RegistryError(why)),
+                None => pending().await,
+            },
         }
-        if count > 0 || !self.serving {
-            (self.told, self.serving, self.empty_since) = (true, count > 0, None);
-            return true;
-        }
-        let since = *self.empty_since.get_or_insert_with(|| {
-            tracing::warn!(
-                "service {service}: its registry knows no instance any more; the last ones serve for {GRACE:?} more"
-            );
-            now
-        });
-        let over = now.duration_since(since) >= GRACE;
-        if over {
-            tracing::warn!(
-                "service {service} has had no instance for {GRACE:?}: its sessions are closed (no_node)"
-            );
-            self.serving = false;
-        }
-        over
     }
 
-    fn failed(&mut self, service: &Discovery, error: &dyn fmt::Display) {
-        if !self.failing {
-            let serving = if self.serving { "its last instances keep serving" } else { "it has no node" };
-            tracing::warn!("service {service}: {error}; {serving}");
+    fn fallback(&self) -> Option<Node> {
+        match self {
+            Self::Consul(consul) => consul.fallback(),
+            Self::Dns(_) | Self::Eureka(_) | Self::Nacos(_) | Self::Nobody(_) => None,
         }
-        self.failing = true;
     }
 }

@@ -8,6 +8,7 @@
 pub mod ewma;
 pub mod listen_stats;
 pub mod node_state;
+pub mod registries;
 pub mod series;
 pub mod source_status;
 pub mod totals;

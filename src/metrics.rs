@@ -103,6 +103,8 @@ metrics! {
         "Routes that are served only in part"),
     etcd_reconnects: Counter = ("streamgate_etcd_reconnects_total", Count,
         "Times the watch was set up again after it broke"),
+    discovery_failing: Gauge = ("streamgate_discovery_failing", Count,
+        "Services of registries that could not be asked for the last time"),
     accept_errors: Counter = ("streamgate_accept_errors_total", Count,
         "Failed accepts, such as for want of descriptors"),
     steered: Counter = ("streamgate_connections_steered_total", Count,

@@ -276,7 +276,14 @@ pub struct Discovery {
 
 impl fmt::Display for Discovery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} by {}", self.service_name, self.kind)
+        f.write_str(&self.service_name)?;
+        match (&self.namespace_id, &self.group_name) {
+            (None, None) => {}
+            (Some(namespace), None) => write!(f, " of namespace {namespace}")?,
+            (None, Some(group)) => write!(f, " of group {group}")?,
+            (Some(namespace), Some(group)) => write!(f, " of namespace {namespace}, group {group},")?,
+        }
+        write!(f, " by {}", self.kind)
     }
 }
 

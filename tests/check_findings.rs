@@ -261,13 +261,24 @@ fn targets_that_nobody_probes() {
 #[test]
 fn what_is_not_built_yet() {
     upstream(
-        json!({"service_name": "x", "discovery_type": "consul"}),
+        json!({"service_name": "x", "discovery_type": "kubernetes"}),
         "CHANGES  SG-050 upstreams/u  ",
-        "discovery by consul",
+        "discovery by kubernetes",
     );
     let plugins = json!({"ip-restriction": {"whitelist": ["10.0.0.0/8"]}});
     let route = json!({"id": "r", "plugins": plugins, "upstream": {"nodes": nodes()}});
     finds(&json!({"stream_routes": [route]}), "CHANGES  SG-050 stream_routes/r  ", "plugin ip-restriction");
+}
+
+#[test]
+fn a_registry_that_config_yaml_does_not_have() {
+    let by_consul = json!({"service_name": "x", "discovery_type": "consul"});
+    upstream(by_consul.clone(), "WARN     upstreams/u  ", "config.yaml has no section discovery.consul");
+    let route = json!({"id": "r", "upstream": by_consul});
+    let with = config("json", "") + "discovery: {consul: {servers: [\"http://127.0.0.1:1\"]}}\n";
+    let objects = json!({"stream_routes": [route]}).to_string();
+    let (_, text) = check(&with, &[("apisix.json", objects)]);
+    assert!(!text.contains("discovery"), "{text}");
 }
 
 /// What only etcd has: services whose plugins APISIX does not check, and an order that depends on when

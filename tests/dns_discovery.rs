@@ -18,6 +18,7 @@ use peers::{ask, echoes, until_answered, until_closed};
 use serde_json::{Value, json};
 use streamgate::config::{DnsRecord, DnsRegistry, Registries};
 use streamgate::discovery;
+use streamgate::metrics::Metrics;
 use streamgate::resource::{Discovery, Node};
 use streamgate::store::Event;
 use tokio::sync::{mpsc, watch};
@@ -48,7 +49,7 @@ const HOSTS: &str = "127.0.0.1 a.test\n127.0.0.2 b.test\n127.0.0.3 cd.test\n127.
 fn registry(server: SocketAddr, order: &[DnsRecord]) -> Registries {
     let order = order.to_vec();
     let dns = DnsRegistry { servers: vec![server], resolv_conf: None, order, timeout: PATIENCE };
-    Registries { dns: Some(dns) }
+    Registries { dns: Some(dns), ..Registries::default() }
 }
 
 /// Nodes of a service as `address:port=weight@priority`.
@@ -63,7 +64,13 @@ async fn nodes(registries: Registries, service_name: &str) -> Vec<String> {
     let (out, mut answers) = mpsc::channel(16);
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
-    tokio::spawn(discovery::run(registries, receiver, out, stop));
+    let means = discovery::Means {
+        registries,
+        trusted: None,
+        failing: Arc::default(),
+        metrics: Metrics::new(&[], ""),
+    };
+    tokio::spawn(discovery::run(means, receiver, out, stop));
     let batch = timeout(PATIENCE, answers.recv()).await.unwrap().unwrap();
     let [Event::Nodes { nodes, .. }] = &*batch.events else { panic!("{batch:?}") };
     let shown = |node: &Node| format!("{}:{}={}@{}", node.host, node.port, node.weight, node.priority);
@@ -188,7 +195,7 @@ fn without_its_section_nothing_is_served_and_check_says_what_is_true() {
     setup.more = "nginx_config: {worker_processes: 1}\n".into();
     let mut without = setup.start();
     until_closed(without.tcp(0));
-    without.says("there is no registry of this kind (section `discovery` of config.yaml)");
+    without.says("config.yaml has no section discovery.dns");
     let checked = |gateway: &binary::Gateway| {
         let file = gateway.config_file();
         stdout(&run(&["check", "--share-ports", "-c", file.to_str().unwrap()], b""))
@@ -196,7 +203,7 @@ fn without_its_section_nothing_is_served_and_check_says_what_is_true() {
     let text = checked(&with);
     assert!(!text.contains("upstreams/u1"), "{text}");
     let text = checked(&without);
-    assert!(text.contains("WARN     upstreams/u1  config.yaml has no discovery.dns"), "{text}");
+    assert!(text.contains("WARN     upstreams/u1  config.yaml has no section discovery.dns"), "{text}");
     with.write_objects(&by_dns("n.test"));
     let text = checked(&with);
     assert!(text.contains("WARN     upstreams/u1  service n.test by dns has no instance"), "{text}");

@@ -52,6 +52,11 @@ pub(crate) fn page(
             "last_event_age_seconds": age(state.event_unix_ms()),
             "problem": state.problem().map(|problem| self::problem(&problem, now_unix_ms)),
         },
+        "discovery": {
+            "failing": state.discovery.list().iter()
+                .map(|(service, problem)| failing(service, problem, now_unix_ms))
+                .collect::<Vec<_>>(),
+        },
         "held_full_read": state.held().map(|held| self::held(&held, now_unix_ms)),
         "routes": snapshot.route_count(),
         "rejected": snapshot.rejected().iter().map(|one| rejected(one, now_unix_ms)).collect::<Vec<_>>(),
@@ -75,6 +80,11 @@ fn rejected(rejected: &Rejected, now: u64) -> Value {
 
 fn problem(problem: &Problem, now: u64) -> Value {
     json!({"text": &*problem.text, "age_seconds": seconds(now.saturating_sub(problem.since_unix_ms))})
+}
+
+fn failing(service: &str, problem: &Problem, now: u64) -> Value {
+    let age = seconds(now.saturating_sub(problem.since_unix_ms));
+    json!({"service": service, "text": &*problem.text, "age_seconds": age})
 }
 
 fn held(held: &HeldRead, now: u64) -> Value {
@@ -153,10 +163,16 @@ mod tests {
         let read =
             HeldRead { revision: 40, routes: 20, removed: 18, since_unix_ms: 4_000, until_unix_ms: 604_000 };
         state.set_held(Some(read));
+        let problem = Problem { text: "10.0.0.9:8500: connection refused".into(), since_unix_ms: 9_000 };
+        state.discovery.set(state.discovery.follower(), Some(("x by consul".into(), problem)));
         let page = page(&state, &Snapshot::default(), &[], 11_000);
         assert_eq!(page["uptime_seconds"], 10);
         assert_eq!(page["source"]["last_contact_age_seconds"], 8);
         assert_eq!(page["source"]["problem"], json!({"text": "timed out", "age_seconds": 6}));
+        assert_eq!(
+            page["discovery"]["failing"],
+            json!([{"service": "x by consul", "text": "10.0.0.9:8500: connection refused", "age_seconds": 2}])
+        );
         assert_eq!(
             page["held_full_read"],
             json!({"revision": 40, "routes": 20, "removed": 18, "age_seconds": 7, "taken_in_seconds": 593})

@@ -8,6 +8,7 @@ use streamgate::config::{Config, Registries, Source};
 use streamgate::discovery;
 use streamgate::live::Live;
 use streamgate::live::source_status::SourceStatus;
+use streamgate::metrics::Metrics;
 use streamgate::resolve;
 use streamgate::resource::Discovery;
 use streamgate::snapshot::{Builder, Snapshot, UpstreamSettings};
@@ -49,7 +50,7 @@ async fn read(config: &Config) -> Result<Loaded, String> {
     let changes = store.apply(batch, 0);
     let mut snapshot = builder.build(&store, &changes);
     // Instances may be names, which come to the wanted ones then.
-    let served = |service: &&Arc<Discovery>| config.registries.serve(&service.kind);
+    let served = |service: &&Arc<Discovery>| config.registries.has(&service.kind);
     let services: Arc<[Arc<Discovery>]> = builder.wanted_services().filter(served).cloned().collect();
     for answer in instances(config, services).await {
         let changes = store.apply(answer, 0);
@@ -114,12 +115,18 @@ async fn addresses(config: &Config, names: Arc<[Arc<str>]>) -> Vec<Batch> {
 
 /// The same for each service.
 async fn instances(config: &Config, services: Arc<[Arc<Discovery>]>) -> Vec<Batch> {
-    let (missing, registries) = (services.len(), config.registries.clone());
+    let missing = services.len();
+    let means = discovery::Means {
+        registries: config.registries.clone(),
+        trusted: config.ssl.trusted.clone(),
+        failing: Arc::default(),
+        metrics: Metrics::new(&[], ""),
+    };
     let (_wanted, receiver) = watch::channel(services);
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let (sender, batches) = mpsc::channel(16);
-    tokio::spawn(discovery::run(registries, receiver, sender, stop));
+    tokio::spawn(discovery::run(means, receiver, sender, stop));
     first_answers(batches, missing).await
 }
 

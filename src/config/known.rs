@@ -145,6 +145,31 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ),
     ("plugin_attr.prometheus.export_addr", &["ip", "port"]),
     ("discovery.dns", &["order", "resolv_conf", "servers"]),
+    (
+        "discovery.consul",
+        &[
+            "default_service",
+            "dump",
+            "fetch_interval",
+            "keepalive",
+            "servers",
+            "shared_size",
+            "skip_services",
+            "sort_type",
+            "timeout",
+            "token",
+            "weight",
+        ],
+    ),
+    ("discovery.consul.default_service", &["host", "metadata", "port"]),
+    ("discovery.consul.timeout", &["connect", "read", "wait"]),
+    ("discovery.eureka", &["fetch_interval", "host", "prefix", "timeout", "weight"]),
+    ("discovery.eureka.timeout", &["connect", "read", "send"]),
+    (
+        "discovery.nacos",
+        &["access_key", "fetch_interval", "host", "prefix", "secret_key", "timeout", "weight"],
+    ),
+    ("discovery.nacos.timeout", &["connect", "read", "send"]),
     ("xrpc", &["protocols"]),
 ];
 

@@ -4,6 +4,7 @@ mod control;
 mod listens;
 mod per_listen;
 mod registries;
+mod registry_dns;
 mod source;
 mod ssl;
 mod upstream_tls;
@@ -341,14 +342,14 @@ fn servers_of_one_process_have_addresses_of_their_own() {
 
 #[test]
 fn slips_of_the_pen_are_pointed_out() {
-    let text = "apisix: {proxy_mode: stream, stream_proxy: {tcp: [{addr: 1, tsl: true}]}, stream_prxy: {tcp: [2]}}\netcd: {host: [x]}\ndiscovery: {nacos: {}}\nsomething_else: 1\n";
+    let text = "apisix: {proxy_mode: stream, stream_proxy: {tcp: [{addr: 1, tsl: true}]}, stream_prxy: {tcp: [2]}}\netcd: {host: [x]}\ndiscovery: {tars: {}}\nsomething_else: 1\n";
     assert_eq!(
         read(text).warnings,
         [
             "apisix.stream_proxy.tcp[0].tsl: is no key that APISIX or streamgate knows and has no effect; is tls meant?",
             "apisix.stream_prxy: is no key that APISIX or streamgate knows and has no effect; is stream_proxy meant?",
             "etcd: has no effect since APISIX 3.0; write it below deployment",
-            "discovery.nacos: discovery by nacos is not built; upstreams that use it have no node",
+            "discovery.tars: discovery by tars is not built; upstreams that use it have no node",
         ]
     );
 }

@@ -16,7 +16,8 @@ use hickory_resolver::proto::rr::rdata::SRV;
 use hickory_resolver::proto::rr::{RData, RecordType};
 
 use self::targets::Target;
-use super::{AFTER_FAILURE, Found, Registry, RegistryError};
+use super::follow::AFTER_FAILURE;
+use super::{Found, Registry, RegistryError};
 use crate::addr::{Host, HostPort};
 use crate::config::{DnsRecord, DnsRegistry};
 use crate::net::dns::{Answer, Failure, RESOLV_CONF, Resolver, Settings};
@@ -89,7 +90,7 @@ struct Records {
 }
 
 impl Registry for Service {
-    async fn instances(&mut self) -> Result<Found, RegistryError> {
+    async fn instances(&mut self, _patience: Duration) -> Result<Found, RegistryError> {
         let found = match &self.host {
             Host::Ip(ip) => Ok(Records { targets: vec![Target::address(*ip)], ttl: TTL[1] }),
             Host::Name(name) => self.records(&name.clone()).await,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 
+use super::registries::Failing;
 use super::source_status::SourceStatus;
 
 /// The state of the node.
@@ -18,11 +19,13 @@ pub struct NodeState {
     pub started_unix_ms: u64,
     /// Written by whoever reads the source.
     pub status: Arc<SourceStatus>,
+    /// Written by whoever asks registries.
+    pub discovery: Arc<Failing>,
     ready: AtomicBool,
     held: ArcSwapOption<HeldRead>,
 }
 
-/// What keeps the source from being read.
+/// What keeps the source, or a registry, from being read.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Problem {
     /// A sentence for the operator.
@@ -50,7 +53,14 @@ impl NodeState {
     /// A node that has read nothing yet.
     #[must_use]
     pub fn new(source: &'static str, started_unix_ms: u64, status: Arc<SourceStatus>) -> Self {
-        Self { source, started_unix_ms, status, ready: AtomicBool::new(false), held: ArcSwapOption::empty() }
+        Self {
+            source,
+            started_unix_ms,
+            status,
+            discovery: Arc::default(),
+            ready: AtomicBool::new(false),
+            held: ArcSwapOption::empty(),
+        }
     }
 
     /// A first state serves. Nothing makes a ready node unready again.

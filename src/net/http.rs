@@ -181,13 +181,8 @@ async fn exchange<T>(
     let connected = timeout(limits.connect, connect(to, secure)).await;
     let stream = connected.map_err(|_| HttpError::ConnectTimedOut(limits.connect))??;
     let answered = async {
-        let builder = {
-            let mut builder = hyper::client::conn::http1::Builder::new();
-            builder.title_case_headers(true).max_buf_size(MAX_HEAD);
-            builder
-        };
-        let (mut sender, connection) =
-            builder.handshake(TokioIo::new(stream)).await.map_err(|error| told_apart(&error))?;
+        let handshake = builder().handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|error| told_apart(&error))?;
         let answer = async {
             let response = sender.send_request(request).await.map_err(|error| told_apart(&error))?;
             read(response).await
@@ -203,6 +198,18 @@ async fn exchange<T>(
         }
     };
     timeout(limits.answer, answered).await.map_err(|_| HttpError::AnswerTimedOut(limits.answer))?
+}
+
+/// Odd headers are left out: what is asked for is a status, or a body.
+fn builder() -> hyper::client::conn::http1::Builder {
+    let mut builder = hyper::client::conn::http1::Builder::new();
+    builder
+        .title_case_headers(true)
+        .max_buf_size(MAX_HEAD)
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .allow_spaces_after_header_name_in_responses(true)
+        .ignore_invalid_headers_in_responses(true);
+    builder
 }
 
 /// The request as hyper sends it.

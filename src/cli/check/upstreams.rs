@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use streamgate::addr::Host;
+use streamgate::config::Registries;
 use streamgate::resource::{Balancer, Key, Kind, Scheme, Upstream};
 
 use super::objects::finding;
@@ -49,18 +50,16 @@ fn tls(upstream: &Upstream, found: &mut Found<'_>) {
 }
 
 fn discovery(loaded: &Loaded, upstream: &Upstream, found: &mut Found<'_>) {
-    const BUILT: &[&str] = &["dns"];
     let Some(service) = &upstream.discovery else { return };
     let kind = &*service.kind;
-    if !BUILT.contains(&kind) {
-        found.changes(
-            "SG-050",
-            format!("discovery by {kind} is not built yet: its sessions are closed (no_node)"),
-        );
-        return;
+    if !Registries::BUILT.contains(&kind) {
+        let sentence = format!("discovery by {kind} is not built yet: its sessions are closed (no_node)");
+        return found.changes("SG-050", sentence);
     }
-    let sentence = if !loaded.registries.serve(kind) {
-        format!("config.yaml has no discovery.{kind}: its sessions are closed (no_node), as in APISIX")
+    let sentence = if !loaded.registries.has(kind) {
+        format!(
+            "config.yaml has no section discovery.{kind}: its sessions are closed (no_node), as in APISIX"
+        )
     } else if loaded.store.instances(service).is_none_or(|nodes| nodes.is_empty()) {
         format!("service {service} has no instance that can be used: its sessions are closed (no_node)")
     } else {

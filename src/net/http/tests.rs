@@ -70,6 +70,9 @@ async fn answers_are_read_in_each_framing() {
     check(b"HTTP/1.0 404 Nope\r\n\r\nthe end", Ok((404, "the end"))).await;
     check(b"HTTP/1.1 204 No Content\r\n\r\n", Ok((204, ""))).await;
     check(b"HTTP/1.1 500\r\nContent-Length: 0\r\n\r\n", Ok((500, ""))).await;
+    check(b"HTTP/1.1 200 OK\r\nno header\r\nContent-Length : 2\r\n\r\nok", Ok((200, "ok"))).await;
+    check(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", Ok((200, "ok")))
+        .await;
 }
 
 #[tokio::test]

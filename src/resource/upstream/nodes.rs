@@ -69,6 +69,13 @@ fn node(
     Ok(Node { host, written, port, weight: clamped(weight.as_f64().unwrap_or_default()), priority })
 }
 
+impl Node {
+    /// An instance that a registry tells of. The error reads on after what names it.
+    pub fn discovered(host: &str, port: u16, weight: u32) -> Result<Self, String> {
+        node((Host::parse(host), host), Some(port), &Value::from(weight), None)
+    }
+}
+
 /// The characters of host names; whether it resolves is found out later.
 fn usable(name: &str) -> Result<(), String> {
     let odd = name.chars().find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_' | '.'));
