@@ -91,7 +91,7 @@ pub struct Pool {
     key: Option<Key>,
     degraded: Option<String>,
     method: Method,
-    checked: Option<Checked>,
+    checked: Option<Box<Checked>>,
     names: Box<[Named]>,
 }
 
@@ -185,13 +185,13 @@ impl Pool {
     /// The same, with health checks.
     #[must_use]
     pub fn with_checks(self, checked: Checked) -> Self {
-        Self { checked: Some(checked), ..self }
+        Self { checked: Some(Box::new(checked)), ..self }
     }
 
     /// Its health checks.
     #[must_use]
     pub fn checked(&self) -> Option<&Checked> {
-        self.checked.as_ref()
+        self.checked.as_deref()
     }
 
     /// The nodes in their configured order.

@@ -243,7 +243,7 @@ pub struct Upstream {
     /// Health checks.
     pub checks: Option<Arc<Checks>>,
     /// What its labels that begin with `streamgate/` switch on.
-    pub extensions: Extensions,
+    pub extensions: Option<Box<Extensions>>,
 }
 
 /// One place to connect to.

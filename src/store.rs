@@ -117,10 +117,13 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// What it was read from; `None` for objects that no page shows, such as certificates.
+    /// What it was read from; `None` for objects that no page shows: stream_routes, certificates.
     #[must_use]
     pub fn written(&self) -> Option<Written> {
-        self.bytes.as_ref().map(|bytes| Written { revision: self.revision, bytes: bytes.clone() })
+        self.bytes
+            .as_ref()
+            .filter(|_| apply::is_shown(&self.object))
+            .map(|bytes| Written { revision: self.revision, bytes: bytes.clone() })
     }
 }
 

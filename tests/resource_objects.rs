@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use serde_json::json;
-use streamgate::config::Extensions;
 use streamgate::config::RulesConfig;
 use streamgate::health::{Limits, Report};
 use streamgate::resource::{
@@ -115,7 +114,7 @@ fn upstream_fields() {
     let checks = parsed.checks.unwrap();
     assert_eq!(checks.active.kind, CheckKind::Tcp);
     assert_eq!(checks.active.limits, Limits::ACTIVE);
-    assert_eq!(parsed.extensions, Extensions::default());
+    assert_eq!(parsed.extensions, None);
     assert_eq!(upstream(r#"{"nodes":{},"retry_timeout":0}"#).0.retry_timeout, None);
 
     let (unknown, warnings) = upstream(r#"{"nodes":{},"type":"random"}"#);
@@ -278,7 +277,7 @@ fn labels_of_ours_switch_on_what_apisix_has_not() {
     );
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(warnings[0].contains("label streamgate/typo"), "{warnings:?}");
-    let extensions = parsed.extensions;
+    let extensions = parsed.extensions.unwrap();
     assert_eq!(extensions.close_on_down, Some(50));
     assert_eq!(extensions.tcp_send.as_deref(), Some(&b"PING\r\n"[..]));
     assert_eq!(extensions.tcp_expect.as_deref(), Some(&b"+PONG"[..]));

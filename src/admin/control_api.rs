@@ -1,7 +1,7 @@
 //! The control API: `/v1/…` as APISIX answers it (`apisix/control/v1.lua`, `control/router.lua`), made from
 //! the present snapshot.
 //!
-//! Beside APISIX's pages there are `/v1/stream_routes`, `/v1/stream_route/{id}` and `/v1/explain`. No page
+//! Beside APISIX's pages there is `/v1/explain`. No page
 //! changes anything.
 
 use std::net::SocketAddr;
@@ -99,11 +99,10 @@ impl Subject {
     }
 }
 
-/// What a list shows; stream_routes are an addition.
+/// What a list shows.
 fn list_of(page: &str) -> Option<Subject> {
     Some(match page {
         "routes" => Subject::Http,
-        "stream_routes" => Subject::Ours(Kind::StreamRoute),
         "services" => Subject::Ours(Kind::Service),
         "upstreams" => Subject::Ours(Kind::Upstream),
         "plugin_metadatas" => Subject::Ours(Kind::PluginMetadata),
@@ -115,7 +114,6 @@ fn list_of(page: &str) -> Option<Subject> {
 fn object_of(page: &str) -> Option<(Subject, &'static str)> {
     Some(match page {
         "route" => (Subject::Http, "route"),
-        "stream_route" => (Subject::Ours(Kind::StreamRoute), "stream_route"),
         "service" => (Subject::Ours(Kind::Service), "service"),
         "upstream" => (Subject::Ours(Kind::Upstream), "upstream"),
         "plugin_metadata" => (Subject::Ours(Kind::PluginMetadata), "plugin metadata"),
@@ -151,15 +149,23 @@ impl Site<'_> {
     }
 
     fn health(&self, kind: &str, id: Option<&String>, html: bool) -> Page {
-        let known = list_of(kind).filter(|subject| *subject != Subject::Ours(Kind::PluginMetadata));
-        let Some(known) = known else {
-            return Page::error(StatusCode::BAD_REQUEST, &format!("invalid src type {kind}"));
+        let known = match kind {
+            "routes" => None,
+            "services" => Some(Kind::Service),
+            "stream_routes" => Some(Kind::StreamRoute),
+            "upstreams" => Some(Kind::Upstream),
+            _ => {
+                return Page::error(StatusCode::BAD_REQUEST, &format!("invalid src type {kind}"));
+            }
         };
         let Some(id) = id.filter(|id| !id.is_empty()) else {
             return Page::missing(&format!("missing src id for src type {kind}"));
         };
-        let key = known.kind().map(|kind| Key::new(kind, id.as_str()));
-        let Some(key) = key.filter(|key| self.snapshot.written(key).is_some()) else {
+        let there = |key: &Key| match key.kind {
+            Kind::StreamRoute => self.snapshot.route(&key.id).is_some(),
+            _ => self.snapshot.written(key).is_some(),
+        };
+        let Some(key) = known.map(|kind| Key::new(kind, id.as_str())).filter(there) else {
             return Page::missing(&format!("{kind}[{id}] not found"));
         };
         let entries = healthcheck::entries(self.snapshot);

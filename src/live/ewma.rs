@@ -13,9 +13,13 @@ const DECAY: Duration = Duration::from_secs(10);
 
 /// The average, in seconds; 0 before the first measurement.
 #[derive(Debug, Default)]
-pub struct Ewma {
+pub struct Ewma(OnceLock<Box<Measured>>);
+
+/// Made by the first measurement: most nodes are never measured.
+#[derive(Debug)]
+struct Measured {
     /// What times are counted from.
-    base: OnceLock<Instant>,
+    base: Instant,
     /// The value as a float of 32 bits, and milliseconds since `base`.
     packed: AtomicU64,
 }
@@ -23,7 +27,8 @@ pub struct Ewma {
 impl Ewma {
     /// Takes a measurement in.
     pub fn record(&self, sample: Duration, now: Instant) {
-        let at = self.millis(now);
+        let measured = self.0.get_or_init(|| Box::new(Measured { base: now, packed: AtomicU64::new(0) }));
+        let at = measured.millis(now);
         let step = |packed| {
             let (value, fade) = faded(packed, at);
             let fresh =
@@ -31,21 +36,20 @@ impl Ewma {
             Some(pack(fresh, at))
         };
         // It cannot fail: the step always gives a value.
-        let _ = self.packed.fetch_update(Relaxed, Relaxed, step);
+        let _ = measured.packed.fetch_update(Relaxed, Relaxed, step);
     }
 
     /// The average now, in seconds.
     #[must_use]
     pub fn value(&self, now: Instant) -> f32 {
-        match self.packed.load(Relaxed) {
-            0 => 0.0,
-            packed => faded(packed, self.millis(now)).0,
-        }
+        self.0.get().map_or(0.0, |measured| faded(measured.packed.load(Relaxed), measured.millis(now)).0)
     }
+}
 
+impl Measured {
     #[expect(clippy::cast_possible_truncation, reason = "it wraps after 49 days, and only differences count")]
     fn millis(&self, now: Instant) -> u32 {
-        now.saturating_duration_since(*self.base.get_or_init(|| now)).as_millis() as u32
+        now.saturating_duration_since(self.base).as_millis() as u32
     }
 }
 

@@ -98,7 +98,11 @@ fn discovery(fields: &mut Document) -> Option<Arc<Discovery>> {
 }
 
 /// What labels that begin with `streamgate/` switch on; plain APISIX reads none of them.
-fn extensions(labels: &serde_json::Map<String, Value>, owner: &str, notes: &mut Notes) -> Extensions {
+fn extensions(
+    labels: &serde_json::Map<String, Value>,
+    owner: &str,
+    notes: &mut Notes,
+) -> Option<Box<Extensions>> {
     let mut extensions = Extensions::default();
     for (label, value) in labels {
         let Some(name) = label.strip_prefix("streamgate/") else { continue };
@@ -106,7 +110,7 @@ fn extensions(labels: &serde_json::Map<String, Value>, owner: &str, notes: &mut 
             notes.warn(format!("{owner}: label {label}: {why}; it has no effect"));
         }
     }
-    extensions
+    (extensions != Extensions::default()).then(|| Box::new(extensions))
 }
 
 /// A limit in seconds; longer ones than nginx can hold are cut, shorter ones than 1 ms raised.

@@ -49,8 +49,11 @@ pub(super) fn pool(id: Arc<str>, upstream: &Upstream, means: &Means<'_>, seed: u
     let written = written(upstream, store);
     let of_names = written.unwrap_or_default();
     let tls = tls(&id, upstream, means);
-    let own = means.settings.extensions.get(&id);
-    let extensions = own.map_or_else(|| upstream.extensions.clone(), |own| own.or(&upstream.extensions));
+    let labels = upstream.extensions.as_deref().cloned().unwrap_or_default();
+    let extensions = match means.settings.extensions.get(&id) {
+        Some(own) => own.or(&labels),
+        None => labels,
+    };
     let settings = PoolSettings {
         timeouts: upstream.timeout.unwrap_or_default(),
         attempts: attempts(upstream, of_names),
