@@ -33,6 +33,8 @@ pub use settings::UpstreamSettings;
 pub struct Route {
     /// Its id.
     pub id: Arc<str>,
+    /// The revision it was accepted at; of a file, a sum of its content.
+    pub revision: i64,
     /// Its name.
     pub name: Option<Arc<str>>,
     /// Id of its service, where one is in force.

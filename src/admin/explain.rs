@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::admin::healthcheck::Why;
 use crate::balance::{Pool, PoolNode};
 use crate::config::Listen;
-use crate::resource::{Key, Kind};
+use crate::resource::Kind;
 use crate::session::{End, Inbound, Transport};
 use crate::snapshot::{Route, Snapshot};
 use crate::sni::hello::normalized;
@@ -302,11 +302,10 @@ impl Asked<'_> {
     }
 
     fn winner(&self, route: &Route, inbound: &Inbound, now: Instant, answer: &mut Answer) {
-        let written = self.snapshot.written(&Key::new(Kind::StreamRoute, route.id.clone()));
         answer.route = Some(Chosen {
             id: route.id.to_string(),
             name: route.name.as_ref().map(ToString::to_string),
-            revision: written.map(|written| written.revision).unwrap_or_default(),
+            revision: route.revision,
         });
         answer.service = route.service.as_ref().map(ToString::to_string);
         answer.degraded = route.degraded.to_vec();

@@ -311,6 +311,7 @@ mod tests {
     fn route(id: &str) -> Arc<Route> {
         Arc::new(Route {
             id: id.into(),
+            revision: 1,
             name: None,
             service: None,
             stats: Arc::default(),

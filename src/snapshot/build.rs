@@ -291,7 +291,7 @@ impl Builder {
         }
         if matches {
             let target = self.target(key, &merged, store, former);
-            let built = Arc::new(self.route(route, &merged, target));
+            let built = Arc::new(self.route((route, entry.revision), &merged, target));
             self.snapshot.matcher.insert(placed.order.clone(), rule(route), built.clone());
             self.snapshot.routes.insert(key.id.clone(), built);
         } else {
@@ -314,7 +314,7 @@ impl Builder {
         }
     }
 
-    fn route(&self, route: &StreamRoute, merged: &Merged<'_>, target: Target) -> Route {
+    fn route(&self, (route, revision): (&StreamRoute, i64), merged: &Merged<'_>, target: Target) -> Route {
         let (plugins, mut degraded) = plugin::compile(&merged.plugins);
         if let Some(protocol) = &route.protocol {
             degraded
@@ -322,6 +322,7 @@ impl Builder {
         }
         Route {
             id: route.id.clone(),
+            revision,
             name: route.name.as_deref().map(Arc::from),
             service: merged.service.map(|service| service.id.clone()),
             stats: self.live.routes.entry(route.id.clone(), Default::default),

@@ -121,6 +121,7 @@ impl Gateway {
     pub(crate) fn publish(&self, target: Target, plugins: &[Plugin]) {
         let route = Route {
             id: "r1".into(),
+            revision: 1,
             name: None,
             service: None,
             stats: self.stats.clone(),
