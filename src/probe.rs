@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::balance::{Checked, Pool, Target};
 use crate::config::Extensions;
 use crate::health::{Finding, Report};
+use crate::live::Live;
 use crate::net::checkup;
 use crate::resource::{CheckKind, Checks};
 use crate::snapshot::{Published, Snapshot};
@@ -39,15 +40,17 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A result with what was found, for the operator; `None`: it says nothing.
 type Probed = Option<(Report, String)>;
 
-/// Probes what the published snapshots ask for, until `stop`. `changed` tells of new ones.
+/// Probes what the published snapshots ask for, until `stop`. `changed` tells of new ones, which are made
+/// with `live`.
 pub async fn run(
     published: Published,
+    live: Arc<Live>,
     trust: Trust,
     mut changed: watch::Receiver<()>,
     stop: CancellationToken,
 ) {
     let mut checkers = Checkers { trust: Arc::new(trust), ..Checkers::default() };
-    let mut leashes = leashes::Leashes::default();
+    let mut leashes = leashes::Leashes::new(live);
     loop {
         changed.borrow_and_update();
         let snapshot = published.load_full();

@@ -199,6 +199,21 @@ fn a_node_that_leaves_the_upstream_loses_its_sessions_at_the_same_pace() {
     hears_end(&mut held.0);
 }
 
+/// A version of the upstream that serves only for a moment may have sessions, too.
+#[test]
+fn sessions_of_a_version_that_was_there_for_a_moment_are_not_forgotten() {
+    let ((first, a), (_second, b)) = (server(), server());
+    let mut gateway = configured(&upstream(&[b], Some("true")), None);
+    let at = gateway.tcp();
+    for _ in 0..3 {
+        gateway.put_upstream(&upstream(&[a, b], Some("true")));
+        let mut held = session(at, &first);
+        gateway.put_upstream(&upstream(&[b], Some("true")));
+        hears_end(&mut held.0);
+        gateway.gateway.ends_with(End::NodeDown);
+    }
+}
+
 #[test]
 fn a_node_that_comes_back_keeps_the_sessions_that_are_left() {
     let ((first, a), (_second, b)) = (server(), server());

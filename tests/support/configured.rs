@@ -42,10 +42,10 @@ impl Configured {
         let published = gateway.published();
         published.store(objects.snapshot.clone());
         let ((changed, changes), stop) = (watch::channel(()), CancellationToken::new());
-        let token = stop.clone();
+        let (token, live) = (stop.clone(), objects.live.clone());
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(probe::run(published, trust, changes, token));
+            runtime.block_on(probe::run(published, live, trust, changes, token));
         });
         Self { gateway, objects, changed, stop }
     }

@@ -21,6 +21,8 @@ use streamgate::store::{Batch, Event, Store};
 pub struct Objects {
     store: Store,
     builder: Builder,
+    /// What outlives snapshots.
+    pub live: Arc<Live>,
     revision: i64,
     /// After the last event.
     pub snapshot: Arc<Snapshot>,
@@ -30,8 +32,9 @@ impl Objects {
     /// These objects, loaded at once. `seed` decides where balancers begin.
     pub fn new(seed: u64, settings: UpstreamSettings, objects: &[(Kind, &str, Value)]) -> Self {
         let store = Store::new(RulesConfig::default());
-        let builder = Builder::new(Arc::new(Live::default()), seed).with_settings(settings);
-        let mut new = Self { store, builder, revision: 0, snapshot: Arc::default() };
+        let live = Arc::<Live>::default();
+        let builder = Builder::new(live.clone(), seed).with_settings(settings);
+        let mut new = Self { store, builder, live, revision: 0, snapshot: Arc::default() };
         let bytes = |value: &Value| Bytes::from(value.to_string());
         let objects =
             objects.iter().map(|(kind, id, value)| (Key::new(*kind, *id), bytes(value), 1)).collect();
