@@ -29,13 +29,13 @@ use tokio_util::sync::CancellationToken;
 
 /// Nodes in the order they are preferred. No probe of a usable node; one that is down is probed every
 /// `unhealthy` seconds.
-fn upstream(addrs: &[SocketAddr], unhealthy: Option<u32>, passive: Option<Value>) -> Value {
+fn upstream(addrs: &[SocketAddr], unhealthy: Option<u32>, passive: Option<&Value>) -> Value {
     let mut checks = json!({"active": {"type": "tcp"}});
     if let Some(interval) = unhealthy {
         checks["active"]["unhealthy"] = json!({"interval": interval});
     }
     if let Some(passive) = passive {
-        checks["passive"] = passive;
+        checks["passive"] = passive.clone();
     }
     let mut upstream = json!({"nodes": objects::nodes(addrs), "checks": checks, "timeout": {"connect": 0.3, "send": 60, "read": 60}});
     for (place, node) in (0..).zip(upstream["nodes"].as_array_mut().unwrap()) {
@@ -58,9 +58,9 @@ fn session(gateway: &mut Configured, at: SocketAddr) -> End {
 
 /// Sessions one after another, and the failed connects that are counted of each node after each session.
 #[track_caller]
-fn check(nodes: &[&Patient], edit: impl Fn(&mut Value), passive: Option<Value>, expected: &[(End, &[u8])]) {
+fn check(nodes: &[&Patient], edit: impl Fn(&mut Value), passive: Option<&Value>, expected: &[(End, &[u8])]) {
     let addrs: Vec<SocketAddr> = nodes.iter().map(|node| node.addr).collect();
-    let mut written = upstream(&addrs, None, passive.clone());
+    let mut written = upstream(&addrs, None, passive);
     edit(&mut written);
     let mut gateway = Configured::to(&written);
     let at = gateway.tcp();
@@ -71,8 +71,8 @@ fn check(nodes: &[&Patient], edit: impl Fn(&mut Value), passive: Option<Value>, 
     }
 }
 
-fn passive(tcp_failures: u32) -> Option<Value> {
-    Some(json!({"unhealthy": {"tcp_failures": tcp_failures}}))
+fn passive(tcp_failures: u32) -> Value {
+    json!({"unhealthy": {"tcp_failures": tcp_failures}})
 }
 
 const FINE: End = End::UpstreamClosed;
@@ -84,44 +84,44 @@ fn failed_attempts_count_wherever_there_are_checks() {
     // Two by the default of passive, though passive is not written; then it is out.
     let seen: [(End, &[u8]); 3] = [(FINE, &[1, 0]), (FINE, &[2, 0]), (FINE, &[2, 0])];
     check(&[&lost, &well], |_| (), None, &seen);
-    check(&[&lost, &well], |_| (), Some(json!({})), &seen);
+    check(&[&lost, &well], |_| (), Some(&json!({})), &seen);
     // The limits of passive count, not those of active.
     let one: [(End, &[u8]); 2] = [(FINE, &[1, 0]), (FINE, &[1, 0])];
-    check(&[&lost, &well], |_| (), passive(1), &one);
+    check(&[&lost, &well], |_| (), Some(&passive(1)), &one);
     let active = |upstream: &mut Value| {
-        upstream["checks"]["active"]["unhealthy"] = json!({"interval": 600, "tcp_failures": 1})
+        upstream["checks"]["active"]["unhealthy"] = json!({"interval": 600, "tcp_failures": 1});
     };
     check(&[&lost, &well], active, None, &seen[..2]);
     let many: [(End, &[u8]); 4] = [(FINE, &[1, 0]), (FINE, &[2, 0]), (FINE, &[3, 0]), (FINE, &[3, 0])];
-    check(&[&lost, &well], |_| (), passive(3), &many);
+    check(&[&lost, &well], |_| (), Some(&passive(3)), &many);
     // 0: they are ignored.
     let none: [(End, &[u8]); 3] = [(FINE, &[0, 0]); 3];
-    check(&[&lost, &well], |_| (), passive(0), &none);
+    check(&[&lost, &well], |_| (), Some(&passive(0)), &none);
 }
 
 #[test]
 fn the_last_attempt_of_a_session_counts_only_with_passive() {
     let (first, last) = (Patient::refusing(), Patient::refusing());
     check(&[&first, &last], |_| (), None, &[(FAILED, &[1, 0]), (FAILED, &[2, 0])]);
-    check(&[&first, &last], |_| (), passive(9), &[(FAILED, &[1, 1]), (FAILED, &[2, 2])]);
+    check(&[&first, &last], |_| (), Some(&passive(9)), &[(FAILED, &[1, 1]), (FAILED, &[2, 2])]);
     let no_retries = |upstream: &mut Value| upstream["retries"] = json!(0);
     check(&[&first, &last], no_retries, None, &[(FAILED, &[0, 0]), (FAILED, &[0, 0])]);
-    check(&[&first, &last], no_retries, passive(9), &[(FAILED, &[1, 0]), (FAILED, &[2, 0])]);
+    check(&[&first, &last], no_retries, Some(&passive(9)), &[(FAILED, &[1, 0]), (FAILED, &[2, 0])]);
     // A node that is alone: its further attempts are not counted, the last one is.
     let thrice = |upstream: &mut Value| upstream["retries"] = json!(3);
     check(&[&first], thrice, None, &[(FAILED, &[0])]);
-    check(&[&first], thrice, passive(9), &[(FAILED, &[1]), (FAILED, &[2])]);
-    let least = |upstream: &mut Value| {
+    check(&[&first], thrice, Some(&passive(9)), &[(FAILED, &[1]), (FAILED, &[2])]);
+    let counted = |upstream: &mut Value| {
         upstream["retries"] = json!(3);
         upstream["type"] = json!("least_conn");
     };
-    check(&[&first], least, passive(9), &[(FAILED, &[4])]);
+    check(&[&first], counted, Some(&passive(9)), &[(FAILED, &[4])]);
 }
 
 #[test]
 fn what_comes_after_the_connection_is_not_counted() {
     let node = Patient::new(Manner::Silent);
-    let mut gateway = Configured::to(&upstream(&[node.addr], None, passive(1)));
+    let mut gateway = Configured::to(&upstream(&[node.addr], None, Some(&passive(1))));
     let at = gateway.tcp();
     let client = connect(at);
     poll_until("a session", || (gateway.objects.pool().nodes()[0].stats.in_flight() == 1).then_some(()));
@@ -132,7 +132,7 @@ fn what_comes_after_the_connection_is_not_counted() {
     assert_eq!(gateway.standing(node.addr).state, State::Healthy);
     // Nor does a good session heal what failed ones have counted: there are no passive successes.
     let (lost, well) = (Patient::refusing(), Patient::new(Manner::Closes));
-    let mut two = upstream(&[lost.addr, well.addr], None, passive(2));
+    let mut two = upstream(&[lost.addr, well.addr], None, Some(&passive(2)));
     two["nodes"][1]["priority"] = json!(0);
     let mut gateway = Configured::to(&two);
     let at = gateway.tcp();
@@ -147,7 +147,7 @@ fn what_comes_after_the_connection_is_not_counted() {
 fn a_missing_answer_counts_as_a_failed_connect() {
     let (full, _keep) = unanswering();
     let well = Patient::new(Manner::Closes);
-    let mut gateway = Configured::to(&upstream(&[full, well.addr], None, passive(9)));
+    let mut gateway = Configured::to(&upstream(&[full, well.addr], None, Some(&passive(9))));
     let at = gateway.tcp();
     assert_eq!(session(&mut gateway, at), FINE);
     let standing = gateway.standing(full);
@@ -178,7 +178,7 @@ fn unanswering() -> (SocketAddr, Vec<socket2::Socket>) {
 fn probes_bring_a_node_back() {
     let mut lost = Patient::refusing();
     let well = Patient::new(Manner::Closes);
-    let mut gateway = Configured::to(&upstream(&[lost.addr, well.addr], Some(1), passive(1)));
+    let mut gateway = Configured::to(&upstream(&[lost.addr, well.addr], Some(1), Some(&passive(1))));
     let at = gateway.tcp();
     assert_eq!(session(&mut gateway, at), FINE);
     assert!(!gateway.cell(lost.addr).is_usable());
@@ -197,7 +197,7 @@ fn probes_bring_a_node_back() {
 #[test]
 fn nobody_is_blamed_for_another_session() {
     let (lost, well) = (Patient::refusing(), Patient::new(Manner::Closes));
-    let mut two = upstream(&[lost.addr, well.addr], None, passive(200));
+    let mut two = upstream(&[lost.addr, well.addr], None, Some(&passive(200)));
     two["nodes"][1]["priority"] = json!(0);
     let mut gateway = Configured::to(&two);
     let at = gateway.tcp();
@@ -213,12 +213,13 @@ fn nobody_is_blamed_for_another_session() {
 #[tokio::test(start_paused = true)]
 async fn a_node_that_nothing_probes_comes_back_after_a_while_that_grows() {
     let addr: SocketAddr = ([10, 0, 0, 1], 1).into();
-    let objects = objects::Objects::to(0, &upstream(&[addr, ([10, 0, 0, 2], 1).into()], None, passive(1)));
-    let (published, (_changed, changes)) = (Published::default(), watch::channel(()));
+    let objects =
+        objects::Objects::to(0, &upstream(&[addr, ([10, 0, 0, 2], 1).into()], None, Some(&passive(1))));
+    let (published, (_changed, told)) = (Published::default(), watch::channel(()));
     published.store(objects.snapshot.clone());
     let stop = CancellationToken::new();
     let probes =
-        tokio::spawn(probe::run(published, objects.live.clone(), Trust::default(), changes, stop.clone()));
+        tokio::spawn(probe::run(published, objects.live.clone(), Trust::default(), told, stop.clone()));
     let cell = objects.cell(addr);
     let seconds: Vec<u64> = {
         let mut seconds = Vec::new();

@@ -186,7 +186,8 @@ fn the_four_states_are_gone_through() {
 fn head(request: &str) -> BTreeMap<String, String> {
     let (head, body) = request.split_once("\r\n\r\n").unwrap();
     let mut lines = head.split("\r\n");
-    let mut found = BTreeMap::from([("".into(), lines.next().unwrap().into()), ("body".into(), body.into())]);
+    let mut found =
+        BTreeMap::from([(String::new(), lines.next().unwrap().into()), ("body".into(), body.into())]);
     for line in lines {
         let (name, value) = line.split_once(": ").unwrap();
         assert!(found.insert(name.to_lowercase(), value.into()).is_none(), "{name} comes twice: {request}");
@@ -260,6 +261,9 @@ fn another_port_is_probed_once_for_all_nodes_that_have_it() {
     assert_eq!((a.count(), b.count()), (0, 0));
 }
 
+/// A case with labels and what is heard.
+type Asked<'a> = (&'a str, Patient, &'a Value, Standing, Standing, &'a [u8]);
+
 #[test]
 fn probes_of_tcp_may_say_and_expect_something() {
     let ping = json!({"streamgate/tcp-send": r"PING\r\n", "streamgate/tcp-expect": r"+PONG"});
@@ -270,7 +274,7 @@ fn probes_of_tcp_may_say_and_expect_something() {
     let late = Standing { state: State::Unhealthy, timeout_failure: 1, ..WELL };
     let replies = |question, answer| Patient::new(Manner::Replies(question, answer));
     let says = |words: &[u8]| Patient::new(Manner::Says(words.to_vec()));
-    let cases: Vec<(&str, Patient, &Value, Standing, Standing, &[u8])> = vec![
+    let cases: Vec<Asked<'_>> = vec![
         ("pong", replies(b"PING\r\n", b"+PONG\r\n"), &ping, OUT, WELL, b"PING\r\n"),
         ("pong later on", replies(b"PING\r\n", b"hello +PONG"), &ping, OUT, WELL, b"PING\r\n"),
         ("no pong", replies(b"PING\r\n", b"-LOADING"), &ping, WELL, late, b"PING\r\n"),

@@ -101,7 +101,6 @@ fn a_node_that_goes_and_comes_back_is_not_probed_more_often() {
     let mut gateway = Configured::to(&upstream(&addrs, &checks(&json!({}))));
     while_probed(&patients, 3, |turn| match turn % 4 {
         0 => gateway.put_upstream(&upstream(&addrs[..2], &checks(&json!({})))),
-        1 => gateway.put_upstream(&upstream(&addrs, &checks(&json!({})))),
         2 => gateway.put_upstream(&json!({"nodes": objects::nodes(&addrs)})),
         _ => gateway.put_upstream(&upstream(&addrs, &checks(&json!({})))),
     });
@@ -134,22 +133,27 @@ fn no_more_probes_are_under_way_than_concurrency_allows() {
 
 #[test]
 fn only_upstreams_that_a_route_reaches_are_probed() {
-    let all = patients(5);
-    let [reached, unreached, of_http, inline, of_service] = &all[..] else { panic!() };
+    let all = patients(6);
+    let [reached, unreached, of_http, inline, of_service, shared] = &all[..] else { panic!() };
     let one = |patient: &Patient| upstream(&[patient.addr], &checks(&json!({})));
     let objects = [
         (Kind::StreamRoute, "r1", json!({"server_port": 1, "upstream_id": "u1"})),
         (Kind::StreamRoute, "r2", json!({"server_port": 2, "upstream": one(inline)})),
         (Kind::StreamRoute, "r3", json!({"server_port": 3, "service_id": "s1"})),
         (Kind::Service, "s1", json!({"upstream": one(of_service)})),
+        (Kind::StreamRoute, "r5", json!({"server_port": 5, "upstream_id": "u3"})),
+        (Kind::StreamRoute, "r6", json!({"server_port": 6, "upstream_id": "u3"})),
         (Kind::Upstream, "u1", one(reached)),
         (Kind::Upstream, "u2", one(unreached)),
-        (Kind::Upstream, "u3", one(of_http)),
+        (Kind::Upstream, "u3", one(shared)),
+        (Kind::Upstream, "u4", one(of_http)),
     ];
     let setup = Setup { workers: 1, ..Setup::default() };
     let mut gateway = Configured::start(&setup, UpstreamSettings::default(), Trust::default(), &objects);
     // From the moment the route is there, without a session.
-    poll_until("probes", || [reached, inline, of_service].iter().all(|one| one.count() >= 2).then_some(()));
+    poll_until("probes", || {
+        [reached, inline, of_service, shared].iter().all(|one| one.count() >= 2).then_some(())
+    });
     assert_eq!((unreached.count(), of_http.count()), (0, 0));
     gateway.put(Kind::StreamRoute, "r4", &json!({"server_port": 4, "upstream_id": "u2"}));
     gateway.delete(Kind::StreamRoute, "r1");
@@ -157,6 +161,8 @@ fn only_upstreams_that_a_route_reaches_are_probed() {
     let before = reached.count();
     poll_until("two more", || (unreached.count() >= 4).then_some(()));
     assert_eq!((reached.count(), of_http.count()), (before, 0));
+    // Two routes go to one of them, which is probed once.
+    check_intervals(&all, Duration::from_secs(1));
 }
 
 #[test]

@@ -156,11 +156,11 @@ fn nodes_die_and_come_back_and_nobody_fails() {
         gateway.metric(&series).unwrap_or_default()
     };
     let met = under_load(gateway.tcp(0), |sessions| {
-        for victim in 0..2 {
+        for node in nodes.iter_mut().take(2) {
             let before = sessions();
             until("sessions", || sessions() > before + 100);
-            nodes[victim].kill();
-            let addr = nodes[victim].addr;
+            node.kill();
+            let addr = node.addr;
             until("a failed attempt", || failed(addr) > 0.0);
             // Two failed sessions or one failed probe take it out: then nobody is sent there.
             until("an end of failures", || {
@@ -169,15 +169,16 @@ fn nodes_die_and_come_back_and_nobody_fails() {
                 (failed(addr) - failures).abs() < 0.5
             });
             assert!(failed(addr) < 50.0, "{} attempts went to a dead node", failed(addr));
-            nodes[victim].revive();
-            let taken = nodes[victim].taken();
-            until("the node's return", || nodes[victim].taken() > taken + 20);
+            node.revive();
+            let taken = node.taken();
+            until("the node's return", || node.taken() > taken + 20);
         }
     });
-    assert_eq!(gateway.ended_so("r1", "connect_failed"), 0.0, "{met:?}");
+    assert!(gateway.ended_so("r1", "connect_failed") < 1.0, "{met:?}");
     // Whoever was in the queue of a node when it died had been connected: that is not an attempt any more.
     let cut = gateway.ended_so("r1", "upstream_reset");
-    assert!(met.failures.len() <= 8 && met.failures.len() as f64 <= cut, "{cut} were cut: {met:?}");
+    let failures = u32::try_from(met.failures.len()).unwrap();
+    assert!(failures <= 8 && f64::from(failures) <= cut, "{cut} were cut: {met:?}");
     // A refusal is told at once; what is left is a busy machine.
     assert!(met.longest < Duration::from_secs(2), "{met:?}");
 }
@@ -288,7 +289,8 @@ fn from_two_nodes_to_twenty_and_back_with_5000_sessions() {
     check_alive(&held);
     let new = hold(at, 100);
     assert_eq!(counts(&gateway, &nodes[..2]), [each + 50; 2]);
-    assert_eq!(gateway.metric("streamgate_tcp_sessions"), Some((held.len() + 100) as f64));
+    let sessions = f64::from(u32::try_from(held.len() + 100).unwrap());
+    assert_eq!(gateway.metric("streamgate_tcp_sessions"), Some(sessions));
     end(new);
     gateway.eventually("ends", |gateway| counts(gateway, &nodes[..2]) == [each; 2]);
     // Who had left counts on: with all twenty back, the new ones still have what they had.

@@ -41,11 +41,11 @@ impl Configured {
         let objects = Objects::new(0, settings, objects);
         let published = gateway.published();
         published.store(objects.snapshot.clone());
-        let ((changed, changes), stop) = (watch::channel(()), CancellationToken::new());
+        let ((changed, told), stop) = (watch::channel(()), CancellationToken::new());
         let (token, live) = (stop.clone(), objects.live.clone());
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(probe::run(published, live, trust, changes, token));
+            runtime.block_on(probe::run(published, live, trust, told, token));
         });
         Self { gateway, objects, changed, stop }
     }

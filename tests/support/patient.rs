@@ -168,7 +168,7 @@ fn serve(mut stream: TcpStream, at: Instant, notes: &Mutex<Notes>, waiting: &Wai
         }),
     };
     let mut buffer = [0; 4096];
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     loop {
         if let Some(words) = enough(&heard).filter(|_| !said) {
             said = true;
@@ -193,8 +193,8 @@ fn serve(mut stream: TcpStream, at: Instant, notes: &Mutex<Notes>, waiting: &Wai
 /// A whole head, and a body as long as it says.
 fn is_request(heard: &[u8]) -> bool {
     let text = String::from_utf8_lossy(heard).to_lowercase();
-    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+    let Some((lines, body)) = text.split_once("\r\n\r\n") else { return false };
+    let length = lines.lines().find_map(|line| line.strip_prefix("content-length:"));
     length.is_none_or(|length| body.len() >= length.trim().parse::<usize>().unwrap())
 }
 
