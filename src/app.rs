@@ -260,7 +260,8 @@ fn follow(config: &Config, with: Following, stop: &CancellationToken) {
     let (wanted, names) = watch::channel(Arc::from([]));
     let (wanted_services, services) = watch::channel(Arc::from([]));
     let (changed, snapshots) = watch::channel(());
-    let builder = Builder::new(Arc::new(Live::default()), rand::random());
+    let live = Arc::<Live>::default();
+    let builder = Builder::new(live.clone(), rand::random());
     let control = Control {
         store: Store::new(config.rules.clone()),
         builder: builder.with_settings(UpstreamSettings::new(config)),
@@ -273,7 +274,7 @@ fn follow(config: &Config, with: Following, stop: &CancellationToken) {
         first: Some(with.first),
     };
     let trust = Trust::new(config.ssl.trusted.as_deref());
-    tokio::spawn(probe::run(with.published, trust, snapshots, stop.clone()));
+    tokio::spawn(probe::run(with.published, live, trust, snapshots, stop.clone()));
     tokio::spawn(control::run(control, received, with.accepted, stop.clone()));
     let means = discovery::Means {
         registries: config.registries.clone(),

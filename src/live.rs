@@ -273,6 +273,22 @@ impl<K: Eq + Hash, V> Registry<K, V> {
         value
     }
 
+    /// The entry of `key`, where somebody holds it.
+    pub fn get(&self, key: &K) -> Option<Arc<V>> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.map.get(key).and_then(Weak::upgrade)
+    }
+
+    /// The keys of entries that somebody holds, of those that `matters` asks for, in no order.
+    pub fn held_keys(&self, matters: impl Fn(&K) -> bool) -> Vec<K>
+    where
+        K: Clone,
+    {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = entries.map.iter().filter(|(key, value)| value.strong_count() > 0 && matters(key));
+        held.map(|(key, _)| key.clone()).collect()
+    }
+
     /// The entries that somebody holds, in no order.
     pub fn held(&self) -> Vec<Arc<V>> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::balance::{Checked, Pool, Target};
 use crate::config::Extensions;
 use crate::health::{Finding, Report};
+use crate::live::Live;
 use crate::net::checkup;
 use crate::resource::{CheckKind, Checks};
 use crate::snapshot::{Published, Snapshot};
@@ -39,15 +40,17 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A result with what was found, for the operator; `None`: it says nothing.
 type Probed = Option<(Report, String)>;
 
-/// Probes what the published snapshots ask for, until `stop`. `changed` tells of new ones.
+/// Probes what the published snapshots ask for, until `stop`. `changed` tells of new ones, which are made
+/// with `live`.
 pub async fn run(
     published: Published,
+    live: Arc<Live>,
     trust: Trust,
     mut changed: watch::Receiver<()>,
     stop: CancellationToken,
 ) {
     let mut checkers = Checkers { trust: Arc::new(trust), ..Checkers::default() };
-    let mut leashes = leashes::Leashes::default();
+    let mut leashes = leashes::Leashes::new(live);
     loop {
         changed.borrow_and_update();
         let snapshot = published.load_full();
@@ -72,6 +75,9 @@ pub async fn run(
 struct Checkers {
     trust: Arc<Trust>,
     all: HashMap<Arc<str>, Checker>,
+    /// When targets that are gone were probed last, until that no longer matters: one that comes back is
+    /// not probed sooner than if it had stayed.
+    gone: HashMap<(Arc<str>, SocketAddr), Arc<LastProbe>>,
     tasks: JoinSet<()>,
 }
 
@@ -140,7 +146,11 @@ impl Checkers {
             self.all.insert(pool.id.clone(), checker);
         }
         // What is left has no checks any more, or no route.
-        drop(before);
+        for (id, checker) in before {
+            self.forget(&id, &checker.targets);
+        }
+        let now = Instant::now();
+        self.gone.retain(|_, last| last.is_recent(now));
         // A task that was ended keeps its memory until it is joined.
         while self.tasks.try_join_next().is_some() {}
     }
@@ -161,14 +171,22 @@ impl Checkers {
             let running = match known.remove(&target.addr) {
                 Some(running) if goes_on && running.target.is_same(target) => running,
                 before => {
-                    let last = before.map(|before| before.last.clone()).unwrap_or_default();
+                    let gone = || self.gone.remove(&(pool.id.clone(), target.addr));
+                    let last = before.map(|before| before.last.clone()).or_else(gone).unwrap_or_default();
                     let task = self.tasks.spawn(probe(plan.clone(), target.clone(), last.clone()));
                     Running { target: target.clone(), task, last }
                 }
             };
             targets.insert(target.addr, running);
         }
+        self.forget(&pool.id, &known);
         Checker { plan, targets }
+    }
+
+    /// Notes when targets were probed that are probed no longer.
+    fn forget(&mut self, pool: &Arc<str>, targets: &HashMap<SocketAddr, Running>) {
+        let last = |(addr, running): (&SocketAddr, &Running)| ((pool.clone(), *addr), running.last.clone());
+        self.gone.extend(targets.iter().map(last));
     }
 }
 
@@ -181,7 +199,7 @@ async fn probe(plan: Arc<Plan>, target: Target, last: Arc<LastProbe>) {
         match active.interval(target.cell.is_usable()) {
             Some(interval) if schedule.is_due(interval, now) => {
                 let Ok(_lane) = plan.lanes.acquire().await else { return };
-                schedule.begins(Instant::now(), rand::random());
+                schedule.begins(Instant::now(), interval, rand::random());
                 if let Some((report, why)) = once(&plan, &target).await {
                     let result = (report, Finding::Active);
                     checkup::report(&plan.pool(), &target, result, &active.limits, &why);

@@ -4,8 +4,14 @@
 //! runs more cycles (`SOAK_CYCLES`, a hundred connections each).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "support/configured.rs"]
+mod configured;
 #[path = "support/gateway.rs"]
 mod gateway;
+#[path = "support/objects.rs"]
+mod objects;
+#[path = "support/patient.rs"]
+mod patient;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,9 +21,12 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use streamgate::session::{End, Transport};
+use serde_json::json;
+use streamgate::session::{ConnectFailure, End, Transport};
 
+use configured::Configured;
 use gateway::{Gateway, Setup, accept, connect, hears_end, listen, poll_until, pool, server, settings};
+use patient::{Manner, Patient};
 
 fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
@@ -162,4 +171,42 @@ fn pinned_workers_stay_on_one_core_each() {
     let cores = thread::available_parallelism().unwrap().get();
     assert_eq!(pinned.len(), cores.min(2), "two workers, {cores} cores: {pinned:?}");
     assert!(free.iter().all(|all| cores == 1 || all.parse::<usize>().is_err()), "{free:?}");
+}
+
+/// What this process lacks is not the node's fault, and no node is left for it.
+#[test]
+fn descriptors_that_ran_out_count_against_nobody() {
+    let _alone = alone();
+    let (first, second) = (Patient::new(Manner::Closes), Patient::new(Manner::Closes));
+    let passive = json!({"unhealthy": {"tcp_failures": 1}});
+    let checks = json!({"active": {"type": "tcp"}, "passive": passive});
+    let mut upstream = json!({"nodes": objects::nodes(&[first.addr, second.addr]), "checks": checks});
+    upstream["nodes"][1]["priority"] = json!(-1);
+    let mut gateway = Configured::to(&upstream);
+    let at = gateway.tcp();
+    let _ = connect(at).read(&mut [0]);
+    gateway.gateway.ends_with(End::UpstreamClosed);
+    let limit = getrlimit(Resource::Nofile);
+    let client = {
+        let spare = [fs::File::open("/dev/null").unwrap(), fs::File::open("/dev/null").unwrap()];
+        let open = fs::read_dir("/proc/self/fd").unwrap().map(|fd| fd.unwrap().file_name());
+        let highest = open.filter_map(|fd| fd.to_str()?.parse::<u64>().ok()).max().unwrap();
+        setrlimit(Resource::Nofile, Rlimit { current: Some(highest), ..limit }).unwrap();
+        let taken: Vec<_> = std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
+        // One for the client here, one for its connection at the gateway, none for a node.
+        drop(spare);
+        let client = connect(at);
+        let ended = gateway.gateway.outcome().end;
+        drop(taken);
+        setrlimit(Resource::Nofile, limit).unwrap();
+        assert_eq!(ended, End::Limit);
+        client
+    };
+    drop(client);
+    let counts = [first.addr, second.addr].map(|addr| gateway.standing(addr).tcp_failure);
+    assert_eq!(counts, [0, 0]);
+    assert_eq!(gateway.objects.pool().nodes()[0].stats.failed_count(ConnectFailure::Exhausted), 1);
+    assert_eq!(gateway.objects.pool().nodes()[1].stats.failed_count(ConnectFailure::Exhausted), 0);
+    let _ = connect(at).read(&mut [0]);
+    gateway.gateway.ends_with(End::UpstreamClosed);
 }

@@ -12,6 +12,8 @@ const WARM_UP: u64 = 2048;
 #[derive(Clone, Debug)]
 pub(super) struct Turns {
     members: Box<[Turn]>,
+    /// The sum of weights of those that competed last.
+    total: i64,
 }
 
 #[derive(Clone, Debug)]
@@ -32,7 +34,7 @@ impl Turns {
         members.rotate_left(usize::try_from(seed % count).unwrap_or(0));
         let turn =
             |(index, weight): (u32, u32)| Turn { index: index as usize, weight: weight.into(), credit: 0 };
-        let mut turns = Self { members: members.into_iter().map(turn).collect() };
+        let mut turns = Self { members: members.into_iter().map(turn).collect(), total: 0 };
         let skipped = (seed / count) % round.min(WARM_UP / count).max(1);
         for _ in 0..skipped {
             turns.next(|_| true);
@@ -42,21 +44,42 @@ impl Turns {
 
     /// The candidate whose turn it is. Others neither gain nor lose.
     pub(super) fn next(&mut self, candidate: impl Fn(usize) -> bool) -> Option<usize> {
-        let mut total = 0;
+        let (mut total, mut count) = (0, 0);
         // Plain numbers, no references: this loop is what a pick costs.
         let (mut best, mut most) = (None, i64::MIN);
         for (place, turn) in self.members.iter_mut().enumerate() {
             if candidate(turn.index) {
                 turn.credit += turn.weight;
                 total += turn.weight;
+                count += 1;
                 if turn.credit > most {
                     (best, most) = (Some(place), turn.credit);
                 }
             }
         }
+        if total != self.total {
+            self.total = total;
+            best = self.forgive(candidate, total.saturating_mul(count));
+        }
         let best = self.members.get_mut(best?)?;
         best.credit -= total;
         Some(best.index)
+    }
+
+    /// Others compete than before: whoever waited long beside a heavy one, or was ahead, shall not have the
+    /// next thousand sessions, or none of them. `most` is more credit than ever arises among these alone.
+    /// The place of the one whose turn it is.
+    fn forgive(&mut self, candidate: impl Fn(usize) -> bool, most: i64) -> Option<usize> {
+        let mut best: Option<(i64, usize)> = None;
+        for (place, turn) in self.members.iter_mut().enumerate() {
+            if candidate(turn.index) {
+                turn.credit = turn.credit.clamp(-most, most);
+                if best.is_none_or(|(credit, _)| turn.credit > credit) {
+                    best = Some((turn.credit, place));
+                }
+            }
+        }
+        best.map(|(_, place)| place)
     }
 }
 

@@ -193,6 +193,9 @@ async fn exchange<T>(
             pending().await
         };
         tokio::select! {
+            // The request waits in the connection before that looks at what a server says unasked: else the
+            // request would hear only that the connection is gone.
+            biased;
             answer = answer => answer,
             never = pin!(connection) => never,
         }
@@ -264,7 +267,7 @@ fn told_apart(error: &hyper::Error) -> HttpError {
     if error.is_parse() {
         return HttpError::NotHttp(error.to_string());
     }
-    let mut cause = std::error::Error::source(error);
+    let (mut cause, mut first) = (std::error::Error::source(error), error);
     while let Some(inner) = cause {
         if let Some(io) = inner.downcast_ref::<io::Error>() {
             return match io.kind() {
@@ -272,12 +275,14 @@ fn told_apart(error: &hyper::Error) -> HttpError {
                 kind => HttpError::Io(io::Error::new(kind, io.to_string())),
             };
         }
+        first = inner.downcast_ref().unwrap_or(first);
         cause = inner.source();
     }
-    if error.is_incomplete_message() || error.is_closed() || error.is_canceled() {
+    if first.is_incomplete_message() || first.is_closed() || first.is_canceled() {
         return HttpError::Closed;
     }
-    HttpError::NotHttp(error.to_string())
+    // Such as a banner that came before the request was sent.
+    HttpError::NotHttp(first.to_string())
 }
 
 #[cfg(test)]

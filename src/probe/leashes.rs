@@ -8,55 +8,67 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use crate::balance::{Pool, PoolNode};
+use crate::drain::Leash;
+use crate::live::{Live, Stats};
 use crate::snapshot::Snapshot;
 
 /// How often leashes are pulled.
 const TICK: Duration = Duration::from_millis(100);
 
 /// All leashes that may have to be pulled.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Leashes {
+    live: Arc<Live>,
     pools: HashMap<Arc<str>, Arc<Pool>>,
-    /// Nodes that left their pool while they had sessions, with the pace of it.
-    left: Vec<(Arc<str>, PoolNode, u32)>,
+    /// Nodes that have sessions and are no longer in their pool.
+    left: Vec<Left>,
     next: Option<Instant>,
     /// Pulls of each pool that were too small to be one session.
     owed: HashMap<Arc<str>, f64>,
 }
 
+/// A node that has left its pool.
+#[derive(Debug)]
+struct Left {
+    pool: Arc<str>,
+    label: Arc<str>,
+    leash: Arc<Leash>,
+    stats: Arc<Stats>,
+}
+
 impl Leashes {
-    /// Takes note of the pools of a snapshot. A session whose upstream is gone, or switched this off,
-    /// stays.
-    pub(super) fn follow(&mut self, snapshot: &Snapshot) {
-        let mut before = std::mem::take(&mut self.pools);
-        for pool in snapshot.leashed_pools() {
-            let known = before.remove(&pool.id);
-            if let Some(known) = known.filter(|known| !Arc::ptr_eq(known, pool)) {
-                self.note_left(&known, pool);
-            }
-            self.pools.insert(pool.id.clone(), pool.clone());
-        }
-        let pools = &self.pools;
-        // Who is back is in use again.
-        self.left.retain(|(id, node, _)| {
-            let back = pools.get(id).is_some_and(|pool| has(pool, node));
-            if back && let Some(leash) = &node.leash {
-                leash.slacken();
-            }
-            !back
-        });
-        self.owed.retain(|id, _| pools.contains_key(id));
+    pub(super) fn new(live: Arc<Live>) -> Self {
+        Self { live, pools: HashMap::new(), left: Vec::new(), next: None, owed: HashMap::new() }
     }
 
-    fn note_left(&mut self, before: &Pool, now: &Pool) {
-        let left = before.nodes().iter().filter(|node| node.stats.in_flight() > 0 && !has(now, node));
-        self.left.extend(left.map(|node| (now.id.clone(), node.clone(), now.settings.close_on_down)));
+    /// Takes note of the pools of a snapshot. A session whose upstream is gone, or switched this off,
+    /// stays. Who has left is asked of the sessions there are: a version of a pool that served for a moment
+    /// may never have been seen here.
+    pub(super) fn follow(&mut self, snapshot: &Snapshot) {
+        self.pools = snapshot.leashed_pools().map(|pool| (pool.id.clone(), pool.clone())).collect();
+        let pools = &self.pools;
+        let is_in = |id: &Arc<str>, label: &str| pools.get(id).is_some_and(|pool| has(pool, label));
+        // Who is back is in use again.
+        for back in self.left.drain(..).filter(|left| is_in(&left.pool, &left.label)) {
+            back.leash.slacken();
+        }
+        self.owed.retain(|id, _| pools.contains_key(id));
+        if pools.is_empty() {
+            return;
+        }
+        let gone = |(id, label): &(Arc<str>, Arc<str>)| pools.contains_key(id) && !is_in(id, label);
+        for key in self.live.leashes.held_keys(gone) {
+            if let Some((leash, stats)) = self.live.leashes.get(&key).zip(self.live.nodes.get(&key)) {
+                let (pool, label) = key;
+                self.left.push(Left { pool, label, leash, stats });
+            }
+        }
     }
 
     /// Waits for the next moment to end sessions, and ends some.
     pub(super) async fn pull(&mut self) -> Infallible {
         loop {
-            if self.pools.is_empty() && self.left.is_empty() {
+            if self.pools.is_empty() {
                 std::future::pending::<()>().await;
             }
             let next = *self.next.get_or_insert_with(|| Instant::now() + TICK);
@@ -67,23 +79,23 @@ impl Leashes {
     }
 
     fn pull_once(&mut self) {
-        self.left.retain(|(_, node, _)| node.stats.in_flight() > 0);
-        let mut due: HashMap<Arc<str>, (u32, Vec<&PoolNode>)> = HashMap::new();
+        self.left.retain(|left| left.stats.in_flight() > 0);
+        let mut due: HashMap<Arc<str>, Vec<(&Leash, &Stats)>> = HashMap::new();
         for pool in self.pools.values() {
-            let down: Vec<_> = down(pool);
+            let down: Vec<_> = down(pool).collect();
             if !down.is_empty() {
-                due.insert(pool.id.clone(), (pool.settings.close_on_down, down));
+                due.insert(pool.id.clone(), down);
             }
         }
-        for (id, node, rate) in &self.left {
-            due.entry(id.clone()).or_insert_with(|| (*rate, Vec::new())).1.push(node);
+        for left in &self.left {
+            due.entry(left.pool.clone()).or_default().push((&left.leash, &left.stats));
         }
-        for (id, (rate, nodes)) in due {
+        for (id, nodes) in due {
+            let Some(pool) = self.pools.get(&id) else { continue };
             let owed = self.owed.entry(id).or_default();
-            *owed += f64::from(rate) * TICK.as_secs_f64();
-            for node in nodes {
-                let Some(leash) = &node.leash else { continue };
-                let sessions = usize::try_from(node.stats.in_flight()).unwrap_or(usize::MAX);
+            *owed += f64::from(pool.settings.close_on_down) * TICK.as_secs_f64();
+            for (leash, stats) in nodes {
+                let sessions = usize::try_from(stats.in_flight()).unwrap_or(usize::MAX);
                 #[expect(
                     clippy::cast_possible_truncation,
                     clippy::cast_sign_loss,
@@ -104,20 +116,19 @@ impl Leashes {
 
 /// Nodes of a pool whose sessions have to end. Where all are down, sessions are sent to all of them, and
 /// whoever is there stays. A leash of a node that is used has no pull left.
-fn down(pool: &Pool) -> Vec<&PoolNode> {
+fn down(pool: &Pool) -> impl Iterator<Item = (&Leash, &Stats)> {
     let nodes = pool.nodes();
     let none_left = !nodes.iter().any(PoolNode::is_usable);
-    let mut found = Vec::new();
-    for node in nodes.iter().filter(|node| node.leash.is_some()) {
+    nodes.iter().filter_map(move |node| {
+        let leash = node.leash.as_deref()?;
         if !none_left && !node.is_usable() {
-            found.push(node);
-        } else if let Some(leash) = &node.leash {
-            leash.slacken();
+            return Some((leash, &*node.stats));
         }
-    }
-    found
+        leash.slacken();
+        None
+    })
 }
 
-fn has(pool: &Pool, node: &PoolNode) -> bool {
-    pool.nodes().iter().any(|other| other.label == node.label)
+fn has(pool: &Pool, label: &str) -> bool {
+    pool.nodes().iter().any(|node| *node.label == *label)
 }

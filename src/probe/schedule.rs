@@ -14,9 +14,20 @@ const JITTER: f64 = 0.1;
 /// How long a target stays out that only sessions took out and nothing probes: the first time, and at most.
 const BACK_OFF: [Duration; 2] = [Duration::from_secs(10), Duration::from_mins(5)];
 
-/// When a target was probed last; kept over edits of its upstream.
+/// When a target was probed last, and its interval then; kept over edits of its upstream.
 #[derive(Debug, Default)]
-pub(super) struct LastProbe(Mutex<Option<Instant>>);
+pub(super) struct LastProbe(Mutex<Option<(Instant, Duration)>>);
+
+impl LastProbe {
+    fn get(&self) -> Option<(Instant, Duration)> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reports whether the interval since then is not over yet.
+    pub(super) fn is_recent(&self, now: Instant) -> bool {
+        self.get().is_some_and(|(last, interval)| now < last + interval)
+    }
+}
 
 /// The schedule of one target.
 #[derive(Debug)]
@@ -39,9 +50,8 @@ impl Schedule {
 
     /// How long there is until the next probe.
     pub(super) fn left(&self, interval: Duration, now: Instant) -> Duration {
-        let last = *self.last.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = match last {
-            Some(last) => last + interval.mul_f64(1.0 + JITTER * self.lot),
+        let due = match self.last.get() {
+            Some((last, _)) => last + interval.mul_f64(1.0 + JITTER * self.lot),
             None => self.begun + interval.mul_f64(self.lot),
         };
         due.saturating_duration_since(now)
@@ -51,9 +61,9 @@ impl Schedule {
         self.left(interval, now).is_zero()
     }
 
-    /// A probe begins.
-    pub(super) fn begins(&mut self, now: Instant, lot: f64) {
-        *self.last.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    /// A probe begins, of a target that is to be probed at this interval.
+    pub(super) fn begins(&mut self, now: Instant, interval: Duration, lot: f64) {
+        *self.last.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, interval));
         self.lot = lot;
         self.waiting = None;
     }

@@ -94,20 +94,15 @@ fn relayed<'a>(
 ) -> impl Future<Output = relay::Ending> + 'a {
     match rest {
         None => Either::Left(relay::plain(wires, lender, limits, timer, moved)),
-        Some(rest) => Either::Right(Box::pin(leashed(wires, rest, (limits, lender), timer, moved))),
+        Some(rest) => Either::Right(Box::pin(relay_rest(wires, rest, (limits, lender), timer, moved))),
     }
 }
 
-/// The same, until the leash of the node is pulled.
-async fn leashed(
-    wires: (&TcpStream, &TcpStream),
-    mut rest: Box<Rest>,
-    limits: (relay::Limits, relay::Lender<'_>),
-    timer: Pin<&mut Sleep>,
-    moved: impl FnMut(Traffic),
+/// How a relay ends, or that the leash of its node is pulled before.
+async fn until_pulled(
+    leash: Option<Arc<Leash>>,
+    relayed: impl Future<Output = relay::Ending>,
 ) -> relay::Ending {
-    let leash = rest.leash.take();
-    let relayed = relay_rest(wires, rest, limits, timer, moved);
     let Some(leash) = leash else { return relayed.await };
     tokio::select! {
         biased;
@@ -116,25 +111,27 @@ async fn leashed(
     }
 }
 
-/// Passes bytes on where TLS is spoken or bytes were read before.
+/// Passes bytes on where TLS is spoken, bytes were read before, or the node has a leash.
 async fn relay_rest(
     (client, upstream): (&TcpStream, &TcpStream),
-    rest: Box<Rest>,
+    mut rest: Box<Rest>,
     (limits, lender): (relay::Limits, relay::Lender<'_>),
     timer: Pin<&mut Sleep>,
     moved: impl FnMut(Traffic),
 ) -> relay::Ending {
+    let leash = rest.leash.take();
     if rest.client.is_none() && rest.upstream.is_none() {
         let up = Direction::new(client, upstream, lender).preloaded(&rest.preread);
         drop(rest);
         let down = Direction::new(upstream, client, lender);
-        return relay::relay((up, down), limits, timer, moved).await;
+        return until_pulled(leash, relay::relay((up, down), limits, timer, moved)).await;
     }
     let [of_client, of_upstream] = [rest.client, rest.upstream].map(|tls| tls.map(RefCell::new));
     let client = Wire { stream: client, tls: of_client.as_ref() };
     let upstream = Wire { stream: upstream, tls: of_upstream.as_ref() };
     let up = Secure::new(client, upstream).preloaded(&rest.preread);
-    let ending = relay::relay((up, Secure::new(upstream, client)), limits, timer, moved).await;
+    let down = Secure::new(upstream, client);
+    let ending = until_pulled(leash, relay::relay((up, down), limits, timer, moved)).await;
     for wire in [client, upstream] {
         if let Some(tls) = wire.tls.filter(|_| !ending.is_reset()) {
             relay::farewell(&mut tls.borrow_mut(), wire.stream);

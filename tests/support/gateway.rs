@@ -133,6 +133,16 @@ impl Gateway {
         self.published.store(Arc::new(Snapshot::from_parts(vec![(Rule::default(), route)], vec![])));
     }
 
+    /// Where its sessions read what they are routed by.
+    pub(crate) fn published(&self) -> Published {
+        self.published.clone()
+    }
+
+    /// The next session's outcome, where one has ended.
+    pub(crate) fn outcome_now(&mut self) -> Option<Outcome> {
+        self.outcomes.try_recv().ok()
+    }
+
     /// How many sessions ended so, whether they had a route or not.
     pub(crate) fn ended_count(&self, end: End) -> u64 {
         self.totals.unrouted.ended_count(end) + self.stats.ended_count(end)

@@ -105,10 +105,10 @@ impl Association {
     /// said. Reports whether there is one.
     pub(super) fn fail_over(&mut self, id: Id, nodes: &Nodes) -> bool {
         let next = self.trial.as_mut().and_then(|trial| trial.next(&mut self.record, (id, nodes)));
-        let Some(Next { socket, ipv6 }) = next else {
+        if next.as_ref().is_none_or(|next| next.refused) {
             self.trial = None;
-            return false;
-        };
+        }
+        let Some(Next { socket, ipv6, .. }) = next else { return false };
         // The socket of the old one leaves the watch as it is closed.
         self.upstream = socket;
         self.ipv6 = ipv6;

@@ -14,6 +14,7 @@ use crate::flow::Id;
 use crate::net::datagram;
 use crate::net::dial;
 use crate::proxy::record::{Failed, Record};
+use crate::proxy::udp::association::is_refusal;
 use crate::proxy::udp::batch::Batch;
 use crate::proxy::udp::nodes::Nodes;
 use crate::session::ConnectFailure;
@@ -59,19 +60,25 @@ impl Trial {
         true
     }
 
-    /// Sends what was kept.
-    fn send(&self, socket: &std::net::UdpSocket) {
+    /// Sends what was kept; false where the node has already refused some of it. On this host and nearby a
+    /// refusal comes back before the next datagram leaves, which is not sent then, and is told only once.
+    fn send(&self, socket: &std::net::UdpSocket) -> bool {
         let mut start = 0;
         for end in &self.ends {
-            // What cannot be sent at once is dropped, as ever; an error comes back by itself.
-            let _ = socket.send(self.bytes.get(start..*end).unwrap_or_default());
-            start = *end;
+            match socket.send(self.bytes.get(start..*end).unwrap_or_default()) {
+                Err(error) if is_refusal(&error) => return false,
+                // What cannot be sent at once is dropped, as ever.
+                _ => start = *end,
+            }
         }
+        true
     }
 
     /// A socket of the next node that can be had, after the present one refused; it has been sent what was
     /// kept. `None` where there is no other node.
     pub(super) fn next(&mut self, record: &mut Record, (id, nodes): (Id, &Nodes)) -> Option<Next> {
+        // Of the node in use, where it is not the one that was in use before.
+        let mut moved = None;
         loop {
             let after = self.began.elapsed();
             let failed =
@@ -85,18 +92,23 @@ impl Trial {
             };
             let Some(picked) = picked else {
                 record.refused(&self.pool, failed);
-                return None;
+                return moved;
             };
             let addr = picked.node.addr;
             record.attempt_failed(&self.pool, failed, true);
             record.attempt(picked);
             match datagram::connect(addr) {
                 Ok(socket) if nodes.watch(&socket, id).is_ok() => {
-                    self.send(&socket);
-                    return Some(Next { socket, ipv6: addr.is_ipv6() });
+                    let taken = self.send(&socket);
+                    let next = Next { socket, ipv6: addr.is_ipv6(), refused: !taken };
+                    if taken {
+                        return Some(next);
+                    }
+                    record.worker.shared.node.udp_refused.add_one();
+                    moved = Some(next);
                 }
-                Ok(_) => return None,
-                Err(error) if dial::is_exhaustion(&error) => return None,
+                Ok(_) => return moved,
+                Err(error) if dial::is_exhaustion(&error) => return moved,
                 // Told as the node's refusal: datagrams cannot get there from here.
                 Err(_) => {}
             }
@@ -109,4 +121,6 @@ impl Trial {
 pub(super) struct Next {
     pub(super) socket: std::net::UdpSocket,
     pub(super) ipv6: bool,
+    /// It has refused, too, and there is no further node.
+    pub(super) refused: bool,
 }
