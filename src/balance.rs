@@ -239,8 +239,10 @@ impl Pool {
         match &self.checked {
             // Asking each node costs more than the choice.
             Some(checked) if checked.stats.down.count() > 0 => {
+                // A session that is sent on counts once.
+                let first = tried.is_empty() && self.nodes.len() > 1;
                 let picked = self.pick_where(inbound, now, PoolNode::is_usable, tried);
-                if picked.as_ref().is_some_and(|picked| self.nodes.len() > 1 && !picked.node.is_usable()) {
+                if first && picked.as_ref().is_some_and(|picked| !picked.node.is_usable()) {
                     checked.stats.all_down.add_one();
                 }
                 picked
