@@ -20,7 +20,7 @@ run: build ## the tour: etcd, two upstreams, a gateway, routes that change
 
 test: deps ## every test
 	@if cargo nextest --version >/dev/null 2>&1; then \
-	  cargo nextest run --workspace --locked; \
+	  cargo nextest run --workspace --locked --test-threads $$((2 * $$(nproc))); \
 	else \
 	  cargo test --workspace --locked; \
 	fi
