@@ -101,7 +101,7 @@ impl Set {
             State::Ring { ring, .. } => ring.from(hash).find_map(at).map(Picked::new),
             State::Fewest(start) => {
                 let mut start = start.lock().unwrap_or_else(PoisonError::into_inner);
-                let (place, node) = self.fewest(at, *start)?;
+                let (place, node) = self.fewest(nodes, &candidate, *start)?;
                 *start = (place + 1) % self.members.len();
                 Some(Picked::new(node))
             }
@@ -129,7 +129,7 @@ impl Set {
             State::Ring { ring, .. } => ring.from(hash).find_map(at),
             State::Fewest(start) => {
                 let start = *start.lock().unwrap_or_else(PoisonError::into_inner);
-                self.fewest(at, start).map(|(_, node)| node)
+                self.fewest(nodes, &candidate, start).map(|(_, node)| node)
             }
             State::Fastest(drawn) => {
                 let mut drawn = *drawn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -146,7 +146,8 @@ impl Set {
         now: Instant,
     ) -> Option<&'a PoolNode> {
         let first = self.drawn(&at, drawn)?;
-        let second = self.drawn(&at, drawn)?;
+        let other = |index: usize| at(index).filter(|node| !std::ptr::eq(*node, first));
+        let second = self.drawn(other, drawn).unwrap_or(first);
         Some(if cost(second, now) < cost(first, now) { second } else { first })
     }
 
@@ -166,18 +167,21 @@ impl Set {
     /// place among the members.
     fn fewest<'a>(
         &self,
-        at: impl Fn(usize) -> Option<&'a PoolNode>,
+        nodes: &'a [PoolNode],
+        candidate: impl Fn(&PoolNode) -> bool,
         start: usize,
     ) -> Option<(usize, &'a PoolNode)> {
         let (before, after) = self.members.split_at_checked(start)?;
         let mut best: Option<(u64, u64, usize, &PoolNode)> = None;
         // `for_each`: a loop over a chain would ask at every step which half it is in.
         (start..).zip(after).chain((0..).zip(before)).for_each(|(place, (index, weight))| {
-            let Some(node) = at(*index as usize) else { return };
+            let Some(node) = nodes.get(*index as usize) else { return };
             // Both below 2^32, so that their products are exact.
             let load = u32::try_from(node.stats.in_flight() + 1).unwrap_or(u32::MAX);
             let (load, weight) = (u64::from(load), u64::from(*weight));
-            if best.is_none_or(|(other, other_weight, ..)| load * other_weight < other * weight) {
+            // The health of a node lies elsewhere in memory: only that of the few that count is looked at.
+            let fewer = best.is_none_or(|(other, other_weight, ..)| load * other_weight < other * weight);
+            if fewer && candidate(node) {
                 best = Some((load, weight, place, node));
             }
         });
