@@ -20,7 +20,7 @@ mod tls_metrics;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
@@ -35,6 +35,7 @@ use crate::live::NodeCounters;
 use crate::live::node_state::NodeState;
 use crate::live::totals::Totals;
 use crate::metrics::{Metrics, number};
+use crate::net::clock::unix_ms;
 use crate::resource::Kind;
 use crate::session::{End, Transport};
 use crate::snapshot::{Published, Snapshot};
@@ -210,12 +211,6 @@ pub async fn upkeep(admin: Arc<Admin>, stop: CancellationToken) {
 #[must_use]
 pub fn kinds() -> Vec<&'static str> {
     Kind::ALL.map(Kind::directory).to_vec()
-}
-
-/// The wall clock, in milliseconds since 1970.
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn flag(on: bool) -> f64 {

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
@@ -28,6 +28,7 @@ use crate::live::totals::Totals;
 use crate::live::{Budget, Live, NodeCounters};
 use crate::log;
 use crate::metrics::Metrics;
+use crate::net::clock::unix_ms;
 use crate::net::{bind, limits};
 use crate::probe::{self, Trust};
 use crate::proxy::{Crew, ListenError, Listens, Opened, PIPE_SIZE, Shared, Workers};
@@ -416,10 +417,4 @@ fn etcd_prefix(source: &Source) -> Box<str> {
         Source::Etcd(etcd) => etcd.prefix.clone(),
         Source::File(_) => "".into(),
     }
-}
-
-/// Milliseconds since the Unix epoch.
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 use std::time::Duration;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -14,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::live::node_state::{HeldRead, NodeState};
 use crate::metrics::Metrics;
+use crate::net::clock::unix_ms;
 use crate::resource::{Discovery, Kind};
 use crate::snapshot::{Builder, Published, Snapshot};
 use crate::store::{Batch, Changes, Rejected, Store};
@@ -259,12 +259,6 @@ fn kept<'a, T: ?Sized + Ord>(list: &'a [Arc<T>], one: &Arc<T>) -> Option<&'a Arc
 /// Refused objects that a stream_route reaches: what only HTTP uses is not ours to complain of.
 fn ours<'a>(changes: &'a Changes, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Rejected> {
     changes.refused.iter().filter(|refused| snapshot.rejection(&refused.key).is_some())
-}
-
-/// Milliseconds since the Unix epoch.
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

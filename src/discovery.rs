@@ -16,14 +16,12 @@ mod nacos;
 mod nodes;
 mod servers;
 
-use std::collections::HashMap;
 use std::future::pending;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::consul::Consul;
@@ -34,6 +32,7 @@ use self::nacos::Nacos;
 use crate::config::Registries;
 use crate::live::registries::Failing;
 use crate::metrics::Metrics;
+use crate::net::each;
 use crate::resource::{Discovery, Node};
 use crate::store::Batch;
 
@@ -80,37 +79,15 @@ struct RegistryError(String);
 /// nobody knows its instances any more.
 pub async fn run(
     means: Means,
-    mut wanted: watch::Receiver<Arc<[Arc<Discovery>]>>,
+    wanted: watch::Receiver<Arc<[Arc<Discovery>]>>,
     out: mpsc::Sender<Batch>,
     stop: CancellationToken,
 ) {
     let kinds = Kinds::new(&means);
-    let mut tasks = JoinSet::new();
-    let mut running: HashMap<Arc<Discovery>, AbortHandle> = HashMap::new();
-    loop {
-        let services = wanted.borrow_and_update().clone();
-        let present: HashMap<&Discovery, &Arc<Discovery>> = services.iter().map(|it| (&**it, it)).collect();
-        running.retain(|service, task| {
-            let keep = present.get(&**service).is_some_and(|now| Arc::ptr_eq(now, service));
-            if !keep {
-                task.abort();
-            }
-            keep
-        });
-        for service in services.iter() {
-            if !running.contains_key(service) {
-                let standing = Standing::new(service.clone(), &means);
-                let task = follow(kinds.registry(service), standing, out.clone());
-                running.insert(service.clone(), tasks.spawn(task));
-            }
-        }
-        // A task that was ended keeps its memory until it is joined.
-        while tasks.try_join_next().is_some() {}
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = wanted.changed() => if changed.is_err() { return },
-        }
-    }
+    let begin = |service: &Arc<Discovery>| {
+        follow(kinds.registry(service), Standing::new(service.clone(), &means), out.clone())
+    };
+    each(wanted, stop, begin).await;
 }
 
 /// What the services of each kind share.

@@ -8,8 +8,11 @@ pub mod clock;
 pub mod datagram;
 pub mod dial;
 pub mod dns;
+mod each;
 pub mod holder;
 pub mod http;
 pub mod limits;
 pub mod tls;
 pub mod transfer;
+
+pub use self::each::each;

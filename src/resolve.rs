@@ -8,19 +8,18 @@
 mod answers;
 mod follow;
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Dns;
 use crate::net::dns::{Answer, Failure, RESOLV_CONF, Resolver, Settings};
+use crate::net::each;
 use crate::store::Batch;
 use follow::{Lookup, follow};
 
@@ -31,7 +30,7 @@ const NOBODY: Duration = Duration::from_secs(30);
 /// before is a new one: nobody knows its addresses any more, however fresh they are.
 pub async fn run(
     dns: Dns,
-    mut wanted: watch::Receiver<Arc<[Arc<str>]>>,
+    wanted: watch::Receiver<Arc<[Arc<str>]>>,
     out: mpsc::Sender<Batch>,
     stop: CancellationToken,
 ) {
@@ -39,32 +38,11 @@ pub async fn run(
         () = stop.cancelled() => return,
         resolver = resolver(&dns) => resolver,
     };
-    let mut tasks = JoinSet::new();
-    let mut running: HashMap<Arc<str>, AbortHandle> = HashMap::new();
-    loop {
-        let names = wanted.borrow_and_update().clone();
-        let present: HashMap<&str, &Arc<str>> = names.iter().map(|name| (&**name, name)).collect();
-        running.retain(|name, task| {
-            let keep = present.get(&**name).is_some_and(|now| Arc::ptr_eq(now, name));
-            if !keep {
-                task.abort();
-            }
-            keep
-        });
-        for name in names.iter() {
-            if !running.contains_key(name) {
-                let from = Nodes { resolver: resolver.clone(), ipv6: dns.ipv6 };
-                let task = follow(from, dns.valid, name.clone(), out.clone());
-                running.insert(name.clone(), tasks.spawn(task));
-            }
-        }
-        // A task that was ended keeps its memory until it is joined.
-        while tasks.try_join_next().is_some() {}
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = wanted.changed() => if changed.is_err() { return },
-        }
-    }
+    let begin = |name: &Arc<str>| {
+        let from = Nodes { resolver: resolver.clone(), ipv6: dns.ipv6 };
+        follow(from, dns.valid, name.clone(), out.clone())
+    };
+    each(wanted, stop.clone(), begin).await;
 }
 
 /// Asks for the addresses of nodes.

@@ -25,7 +25,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{Admin, control_api, status, unix_ms};
+use crate::admin::{Admin, control_api, status};
+use crate::net::clock::unix_ms;
 
 /// Connections to one server at once; more wait in the accept queue.
 const MAX_CONNECTIONS: usize = 256;

@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::servers::{Client, Turn, all, encoded, spread};
+use super::servers::{Client, Polled, Turn, encoded, poll};
 use super::{Found, Registry, RegistryError, nodes};
 use crate::config::EurekaRegistry;
 use crate::net::http::Request;
@@ -43,7 +43,9 @@ impl Eureka {
         let path = format!("{}/apps/{}", shared.config.prefix, encoded(&service.service_name));
         Self { path, turn: Turn::new(&shared.config.servers), shared }
     }
+}
 
+impl Polled for Eureka {
     async fn query(&self, place: usize) -> Result<Vec<Node>, RegistryError> {
         let config = &self.shared.config;
         let Some(server) = config.servers.get(place) else {
@@ -62,21 +64,19 @@ impl Eureka {
         }
         parse(&said.json()?, config).map_err(|why| said.odd(&why))
     }
+
+    fn turn(&mut self) -> &mut Turn {
+        &mut self.turn
+    }
+
+    fn interval(&self) -> Duration {
+        self.shared.config.fetch_interval
+    }
 }
 
 impl Registry for Eureka {
     async fn instances(&mut self, _: Duration) -> Result<Found, RegistryError> {
-        let mut failures = Vec::new();
-        for place in self.turn.round() {
-            match self.query(place).await {
-                Ok(nodes) => {
-                    self.turn.stay(place);
-                    return Ok(Found { nodes, again: spread(self.shared.config.fetch_interval) });
-                }
-                Err(error) => failures.push(error),
-            }
-        }
-        Err(all(&failures))
+        poll(self).await
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use metrics::Gauge;
 use tokio::sync::mpsc;
@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::{Means, Registry};
 use crate::live::node_state::Problem;
 use crate::live::registries::Failing;
+use crate::net::clock::unix_ms;
 use crate::resource::{Discovery, Node};
 use crate::store::{Batch, Event};
 
@@ -160,12 +161,6 @@ impl Drop for Standing {
     fn drop(&mut self) {
         self.set(None);
     }
-}
-
-/// Milliseconds since the Unix epoch.
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

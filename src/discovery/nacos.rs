@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::servers::{Client, Said, Turn, all, encoded, spread};
+use super::servers::{Client, Polled, Said, Turn, encoded, poll};
 use super::{Found, Registry, RegistryError, nodes};
 use crate::config::NacosRegistry;
 use crate::net::http::Request;
@@ -112,17 +112,6 @@ impl Nacos {
         }
     }
 
-    /// Asks one server; logs in again where its token is refused.
-    async fn query(&self, place: usize) -> Result<Vec<Node>, RegistryError> {
-        let token = self.shared.token(place, None).await?;
-        let mut said = self.list(place, token.as_deref()).await?;
-        if let (Some(refused), 401 | 403) = (&token, said.status) {
-            let token = self.shared.token(place, Some(refused)).await?;
-            said = self.list(place, token.as_deref()).await?;
-        }
-        parse(&said.json()?, &self.shared.config).map_err(|why| said.odd(&why))
-    }
-
     async fn list(&self, place: usize, token: Option<&str>) -> Result<Said, RegistryError> {
         let config = &self.shared.config;
         let Some(server) = config.servers.get(place) else {
@@ -141,19 +130,29 @@ impl Nacos {
     }
 }
 
+impl Polled for Nacos {
+    async fn query(&self, place: usize) -> Result<Vec<Node>, RegistryError> {
+        let token = self.shared.token(place, None).await?;
+        let mut said = self.list(place, token.as_deref()).await?;
+        if let (Some(refused), 401 | 403) = (&token, said.status) {
+            let token = self.shared.token(place, Some(refused)).await?;
+            said = self.list(place, token.as_deref()).await?;
+        }
+        parse(&said.json()?, &self.shared.config).map_err(|why| said.odd(&why))
+    }
+
+    fn turn(&mut self) -> &mut Turn {
+        &mut self.turn
+    }
+
+    fn interval(&self) -> Duration {
+        self.shared.config.fetch_interval
+    }
+}
+
 impl Registry for Nacos {
     async fn instances(&mut self, _: Duration) -> Result<Found, RegistryError> {
-        let mut failures = Vec::new();
-        for place in self.turn.round() {
-            match self.query(place).await {
-                Ok(nodes) => {
-                    self.turn.stay(place);
-                    return Ok(Found { nodes, again: spread(self.shared.config.fetch_interval) });
-                }
-                Err(error) => failures.push(error),
-            }
-        }
-        Err(all(&failures))
+        poll(self).await
     }
 }
 

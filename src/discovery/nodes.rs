@@ -66,3 +66,25 @@ pub(super) fn port(value: Option<&Value>) -> Option<u16> {
 pub(super) fn weight(number: f64) -> u32 {
     number as u32
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Holds what was read of an answer to the nodes it should give, each as `host:port*weight`, or to a
+    /// part of the sentence that says why it gives none.
+    #[track_caller]
+    pub(in super::super) fn check(
+        found: &Result<Vec<Node>, String>,
+        answer: &Value,
+        expected: Result<&str, &str>,
+    ) {
+        let one = |node: &Node| format!("{}:{}*{}", node.written, node.port, node.weight);
+        let told = found.as_ref().map(|nodes| nodes.iter().map(one).collect::<Vec<_>>().join(" "));
+        match (&told, expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{answer}"),
+            (Err(error), Err(part)) => assert!(error.contains(part), "{answer}: {error}"),
+            _ => panic!("{answer}: {told:?}"),
+        }
+    }
+}

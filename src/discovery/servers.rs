@@ -11,11 +11,11 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::RegistryError;
+use super::{Found, RegistryError};
 use crate::certs::verify;
 use crate::config::{RegistryServer, Waits};
 use crate::net::http::{self, Limits, Request, Secure, To};
-use crate::resource::provider;
+use crate::resource::{Node, provider};
 
 /// The largest answer that is read, in bytes: some 30,000 instances.
 const MAX_ANSWER: usize = 16 << 20;
@@ -198,6 +198,31 @@ impl Turn {
     pub(super) fn first(&self) -> usize {
         self.first
     }
+}
+
+/// A registry that each of its servers can answer for, asked from time to time.
+pub(super) trait Polled: Send + Sync {
+    /// What the server at this place says.
+    fn query(&self, place: usize) -> impl Future<Output = Result<Vec<Node>, RegistryError>> + Send;
+    /// Which server comes first.
+    fn turn(&mut self) -> &mut Turn;
+    /// How long an answer is good.
+    fn interval(&self) -> Duration;
+}
+
+/// Asks servers one after the other until one answers.
+pub(super) async fn poll(polled: &mut impl Polled) -> Result<Found, RegistryError> {
+    let mut failures = Vec::new();
+    for place in polled.turn().round() {
+        match polled.query(place).await {
+            Ok(nodes) => {
+                polled.turn().stay(place);
+                return Ok(Found { nodes, again: spread(polled.interval()) });
+            }
+            Err(error) => failures.push(error),
+        }
+    }
+    Err(all(&failures))
 }
 
 /// What went wrong at each server.

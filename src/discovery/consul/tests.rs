@@ -16,15 +16,7 @@ fn config(more: &str) -> ConsulRegistry {
 
 #[track_caller]
 fn check(more: &str, answer: &Value, expected: Result<&str, &str>) {
-    let found = parse(answer, &config(more)).map(|nodes| {
-        let one = |node: &Node| format!("{}:{}*{}", node.written, node.port, node.weight);
-        nodes.iter().map(one).collect::<Vec<_>>().join(" ")
-    });
-    match (&found, expected) {
-        (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{answer}"),
-        (Err(error), Err(part)) => assert!(error.contains(part), "{answer}: {error}"),
-        _ => panic!("{answer}: {found:?}"),
-    }
+    nodes::tests::check(&parse(answer, &config(more)), answer, expected);
 }
 
 #[test]

@@ -15,15 +15,7 @@ fn check(answer: &Value, expected: Result<&str, &str>) {
         weight: 100,
         waits: Waits { connect: second, answer: second },
     };
-    let found = parse(answer, &config).map(|nodes| {
-        let one = |node: &Node| format!("{}:{}*{}", node.written, node.port, node.weight);
-        nodes.iter().map(one).collect::<Vec<_>>().join(" ")
-    });
-    match (&found, expected) {
-        (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{answer}"),
-        (Err(error), Err(part)) => assert!(error.contains(part), "{answer}: {error}"),
-        _ => panic!("{answer}: {found:?}"),
-    }
+    nodes::tests::check(&parse(answer, &config), answer, expected);
 }
 
 /// An instance that is up, with other values for some of its keys.
