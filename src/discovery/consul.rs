@@ -15,10 +15,10 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::servers::{Client, Said, Turn, all, encoded, spread};
+use super::servers::{Client, Said, Turn, all, spread};
 use super::{Found, Registry, RegistryError, nodes};
 use crate::config::{ConsulRegistry, ConsulSort, Waits};
-use crate::net::http::Request;
+use crate::net::http::{Request, encoded};
 use crate::resource::{Discovery, Node};
 
 /// Consul asks clients not to follow each change of a busy service at once.

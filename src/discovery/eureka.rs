@@ -12,10 +12,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::servers::{Client, Polled, Turn, encoded, poll};
+use super::servers::{Client, Polled, Turn, poll};
 use super::{Found, Registry, RegistryError, nodes};
 use crate::config::EurekaRegistry;
-use crate::net::http::Request;
+use crate::net::http::{Request, encoded};
 use crate::resource::{Discovery, Node};
 
 /// What all applications of Eureka share.

@@ -15,10 +15,10 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::servers::{Client, Polled, Said, Turn, encoded, poll};
+use super::servers::{Client, Polled, Said, Turn, poll};
 use super::{Found, Registry, RegistryError, nodes};
 use crate::config::NacosRegistry;
-use crate::net::http::Request;
+use crate::net::http::{Request, encoded};
 use crate::resource::{Discovery, Node};
 
 /// How long a token is good where the server does not say.

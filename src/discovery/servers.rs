@@ -236,30 +236,9 @@ pub(super) fn spread(interval: Duration) -> Duration {
     interval.mul_f64(0.9 + rand::random::<f64>() / 10.0)
 }
 
-/// A text as part of a path or query (RFC 3986, 2.1).
-pub(super) fn encoded(text: &str) -> String {
-    use std::fmt::Write as _;
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_no_letter_is_encoded() {
-        assert_eq!(encoded("a-b_c.d~e@@f/g?h&i=j k"), "a-b_c.d~e%40%40f%2Fg%3Fh%26i%3Dj%20k");
-        assert_eq!(encoded("ä"), "%C3%A4");
-    }
 
     #[test]
     fn a_round_begins_with_who_answered() {

@@ -8,6 +8,7 @@
 //! [`Limits::body`] bytes. HTTP/1.1: RFC 9112.
 
 use std::fmt;
+use std::fmt::Write as _;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
@@ -260,6 +261,21 @@ async fn connect(to: To<'_>, secure: Option<&Secure>) -> Result<Box<dyn Stream>,
         Ok(stream) => Ok(Box::new(stream)),
         Err(error) => Err(HttpError::Tls(error.to_string())),
     }
+}
+
+/// A text as part of a path or query (RFC 3986, 2.1).
+#[must_use]
+pub fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
 }
 
 /// What an error of hyper's means.

@@ -1,9 +1,8 @@
 //! Asks a running node: `GET /v1/explain` of its control API.
 
-use std::fmt::Write as _;
-
 use serde_json::Value;
 use streamgate::admin::explain::{Answer, Question};
+use streamgate::net::http::encoded;
 
 use crate::cli::http;
 
@@ -50,18 +49,4 @@ fn path(question: &Question) -> String {
         path.push_str(&encoded(sni));
     }
     path
-}
-
-/// Percent-encodes everything that has a meaning in a query (RFC 3986, section 2.3).
-fn encoded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~:".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
 }

@@ -220,3 +220,9 @@ async fn https_is_spoken_with_whom_the_configuration_believes() {
     let error = get(trusting(&[other.cert.der().clone()])).await.unwrap_err();
     assert!(matches!(error, HttpError::Tls(_)), "{error:?}");
 }
+
+#[test]
+fn what_is_no_letter_is_encoded() {
+    assert_eq!(encoded("a-b_c.d~e@@f/g?h&i=j k"), "a-b_c.d~e%40%40f%2Fg%3Fh%26i%3Dj%20k");
+    assert_eq!(encoded("ä"), "%C3%A4");
+}
