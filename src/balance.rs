@@ -24,7 +24,7 @@ use crate::certs::towards::NodeTls;
 use crate::drain::Leash;
 use crate::health::Cell;
 use crate::live::Stats;
-use crate::resource::{Balancer, HashKey, Timeouts};
+use crate::resource::{Balancer, Discovery, HashKey, Timeouts};
 use crate::session::Inbound;
 pub use checked::{Checked, Target};
 use set::{Method, Set};
@@ -93,6 +93,7 @@ pub struct Pool {
     method: Method,
     checked: Option<Box<Checked>>,
     names: Box<[Named]>,
+    service: Option<Arc<Discovery>>,
 }
 
 /// A host name that nodes are written with.
@@ -167,13 +168,46 @@ impl Pool {
         let coarse = groups.iter().any(|group| group.weighted.is_coarse());
         let degraded = degraded(balancer, coarse);
         let (key, names) = (Key::of(balancer), Box::default());
-        Self { id, settings, nodes, groups, key, degraded, method, checked: None, names }
+        Self { id, settings, nodes, groups, key, degraded, method, checked: None, names, service: None }
     }
 
     /// The same, with the host names that its nodes are written with.
     #[must_use]
     pub fn with_names(self, names: Vec<Named>) -> Self {
         Self { names: names.into(), ..self }
+    }
+
+    /// The same, its nodes being the instances of this service.
+    #[must_use]
+    pub fn with_service(self, service: Option<Arc<Discovery>>) -> Self {
+        Self { service, ..self }
+    }
+
+    /// The service whose instances its nodes are.
+    #[must_use]
+    pub fn service(&self) -> Option<&Arc<Discovery>> {
+        self.service.as_ref()
+    }
+
+    /// Why it has no node that can be dialled, where that is so: what has to be mended.
+    #[must_use]
+    pub fn why_empty(&self) -> String {
+        let mut why = Vec::new();
+        for Named { name, addresses } in &self.names {
+            match addresses.as_deref() {
+                None => why.push(format!("host name {name} has not been answered for")),
+                Some([]) => why.push(format!("host name {name} has no address")),
+                Some(_) => {}
+            }
+        }
+        if let (Some(service), []) = (&self.service, why.as_slice()) {
+            why.push(if self.settings.pending {
+                format!("the registry of service {service} has not answered")
+            } else {
+                format!("service {service} has no instance that can be used")
+            });
+        }
+        if why.is_empty() { "none of its nodes can be used".into() } else { why.join(", ") }
     }
 
     /// The host names that its nodes are written with, each once, in their order.

@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::net::clock::unix_ms;
 use crate::resource::{Discovery, Kind};
 use crate::snapshot::{Builder, Published, Snapshot};
-use crate::store::{Batch, Changes, Rejected, Store};
+use crate::store::{Batch, Changes, Store};
 
 /// Events taken together at most before a snapshot is published.
 const MOST_BATCHES: usize = 4096;
@@ -188,13 +188,17 @@ impl Control {
         }
     }
 
-    fn report(&self, changes: &Changes) {
-        self.report_refused(changes);
+    fn report(&mut self, changes: &Changes) {
+        self.report_refused();
         self.report_left_out(changes);
     }
 
-    fn report_refused(&self, changes: &Changes) {
-        for refused in ours(changes, &self.published.load()) {
+    /// Tells of refused objects that a stream_route reaches, as soon as both are so: what only HTTP uses is
+    /// not ours to complain of.
+    fn report_refused(&mut self) {
+        let snapshot = self.published.load();
+        let keys = self.builder.take_refused();
+        for refused in keys.iter().filter_map(|key| snapshot.rejection(key)) {
             let serving = if refused.previous_serves {
                 "the previous version keeps serving"
             } else {
@@ -256,11 +260,6 @@ fn kept<'a, T: ?Sized + Ord>(list: &'a [Arc<T>], one: &Arc<T>) -> Option<&'a Arc
     list.get(list.binary_search(one).ok()?)
 }
 
-/// Refused objects that a stream_route reaches: what only HTTP uses is not ours to complain of.
-fn ours<'a>(changes: &'a Changes, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Rejected> {
-    changes.refused.iter().filter(|refused| snapshot.rejection(&refused.key).is_some())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -320,8 +319,14 @@ mod tests {
         let mut store = Store::new(RulesConfig::default());
         let changes = store.apply(Batch { events, revision: 4 }, 0);
         assert_eq!(changes.refused.len(), 3, "{:?}", changes.refused);
-        let snapshot = Builder::new(Arc::new(Live::default()), 0).build(&store, &changes);
-        let told: Vec<String> = ours(&changes, &snapshot).map(|refused| refused.key.to_string()).collect();
-        assert_eq!(told, ["upstreams/ours"]);
+        let mut builder = Builder::new(Arc::new(Live::default()), 0);
+        let mut told = |store: &Store, changes| {
+            builder.build(store, changes);
+            builder.take_refused().iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&store, &changes), ["upstreams/ours"]);
+        let late = put(Kind::StreamRoute, "late", r#"{"upstream_id":"http"}"#, 5);
+        let changes = store.apply(Batch { events: vec![late], revision: 5 }, 0);
+        assert_eq!(told(&store, &changes), ["upstreams/http"], "now a route reaches it");
     }
 }

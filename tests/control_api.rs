@@ -49,8 +49,8 @@ fn as_in_apisix(mut upstream: Value) -> Value {
         }
     };
     take("", &["all_down", "sent_to_down"]);
-    take("/nodes/0", &["since", "by", "why"]);
-    take("/nodes/1", &["since", "by", "why"]);
+    take("/nodes/0", &["since", "by", "why", "last_result"]);
+    take("/nodes/1", &["since", "by", "why", "last_result"]);
     upstream
 }
 

@@ -262,6 +262,21 @@ fn health_checks_are_read_with_the_defaults_of_schema_and_library() {
 }
 
 #[test]
+fn fields_of_checks_that_nothing_reads_are_told() {
+    let (parsed, warnings) =
+        upstream(r#"{"nodes":{},"checks":{"active":{"typ":"tcp","healthy":{"sucesses":1}},"pasive":{}}}"#);
+    assert_eq!(parsed.checks.unwrap().active.kind, CheckKind::Http);
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
+    for (warning, part) in warnings.iter().zip([
+        "/checks has \"pasive\", which nothing reads; there are active, passive",
+        "/checks/active has \"typ\"",
+        "/checks/active/healthy has \"sucesses\"",
+    ]) {
+        assert!(warning.contains(part), "{warning}");
+    }
+}
+
+#[test]
 fn a_half_that_is_absent_is_not_probed() {
     let (parsed, _) = upstream(r#"{"nodes":{},"checks":{"active":{"type":"tcp","unhealthy":{}}}}"#);
     let active = &parsed.checks.unwrap().active;

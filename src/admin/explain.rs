@@ -334,11 +334,10 @@ fn node(pool: &Pool, inbound: &Inbound, now: Instant, answer: &mut Answer) {
         (Some(node), None) => answer.node = Some(node.label.to_string()),
         // There is no end to tell of yet.
         (None, None) if pool.settings.pending => {
-            let why = "its names or its registry have not answered yet; sessions wait for that, the connect timeout \
-                       at most";
-            answer.reason = Some(why.into());
+            let why = format!("{}; sessions wait for that, the connect timeout at most", pool.why_empty());
+            answer.reason = Some(why);
         }
-        (None, None) => ends(answer, End::NoNode, "the upstream has no node that can be dialled".into()),
+        (None, None) => ends(answer, End::NoNode, pool.why_empty()),
     }
 }
 

@@ -95,6 +95,7 @@ fn node(checked: &Checked, target: &Target) -> Value {
     node["since"] = json!(why.since);
     node["by"] = json!(why.by);
     node["why"] = json!(why.sentence);
+    node["last_result"] = json!(target.cell.heard_unix_ms().map(rfc3339));
     node
 }
 

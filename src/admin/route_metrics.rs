@@ -98,7 +98,8 @@ pub(crate) fn render<'a>(
     let for_routes = needed(routes.len(), &ROUTES).min(max_lines - for_nodes);
     let routes = route_rows(&routes, for_routes / ROUTES.lines());
     let nodes = node_rows(&nodes, (max_lines - for_routes) / NODES.lines());
-    let before = End::ALL.iter().copied().filter(|end| !on_route(*end) || unrouted.ended_count(*end) > 0);
+    let unlikely = |end| on_route(end) || end == End::NodeDown;
+    let before = End::ALL.iter().copied().filter(|end| !unlikely(*end) || unrouted.ended_count(*end) > 0);
     ROUTES.render(out, &routes, |out| {
         for end in before {
             end_line(

@@ -67,13 +67,14 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     }
 }
 
-/// APISIX's default level is warn, which would hide that the gateway is ready and that HUP worked.
+/// APISIX's default level is warn, which would hide that the gateway is ready, that HUP worked, and that a
+/// trouble with etcd, a resolver or a registry is over.
 fn level(configured: &str) -> String {
     match configured {
         // The TLS library as in the log's own levels.
-        "warn" => {
-            "warn,rustls=error,streamgate::app=info,streamgate::control=info,streamgate::cli=info".into()
-        }
+        "warn" => "warn,rustls=error,streamgate::app=info,streamgate::control=info,streamgate::cli=info,\
+             streamgate::resolve=info,streamgate::discovery=info,streamgate::source=info"
+            .into(),
         other => other.into(),
     }
 }

@@ -118,6 +118,9 @@ pub(super) fn read(streamgate: &Node<'_>, trusted: Option<&Path>, files: &Files<
     for (key, node) in streamgate.at("upstreams").entries() {
         refuse_key(key, &node);
         node.only(&[&["tls"], extensions::KEYS.as_slice()].concat());
+        if node.at("tls").is_absent() {
+            continue;
+        }
         let own = Section::read(&node.at("tls"));
         let whole = own.clone().or(&default);
         if whole.verifies() {

@@ -85,6 +85,9 @@ impl Following {
     fn takes(&mut self, service: &Discovery, nodes: Vec<Node>, now: Instant) -> Option<Vec<Node>> {
         let empty = nodes.is_empty();
         if !empty || !self.serving {
+            if self.told && !empty && !self.serving {
+                tracing::info!("service {service} has instances again");
+            }
             if empty && !self.told {
                 tracing::warn!("service {service}: its registry knows no instance of that name");
             }

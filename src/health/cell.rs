@@ -61,6 +61,8 @@ impl Down {
 pub struct Cell {
     standing: AtomicU64,
     cause: ArcSwapOption<Cause>,
+    /// When a probe or a session found something out last: milliseconds since 1970; 0: never.
+    heard_unix_ms: AtomicU64,
     /// Times in a row that it was taken out by sessions and let in again unproven.
     relapses: AtomicUsize,
     down: Arc<Down>,
@@ -82,6 +84,7 @@ impl Cell {
         Self {
             standing: AtomicU64::new(Standing::default().pack()),
             cause: ArcSwapOption::empty(),
+            heard_unix_ms: AtomicU64::new(0),
             relapses: AtomicUsize::new(0),
             down,
         }
@@ -103,6 +106,17 @@ impl Cell {
     #[must_use]
     pub fn cause(&self) -> Option<Arc<Cause>> {
         self.cause.load_full()
+    }
+
+    /// Notes that something was found out, counted or not.
+    pub fn heard(&self, now_unix_ms: u64) {
+        self.heard_unix_ms.store(now_unix_ms, Relaxed);
+    }
+
+    /// When that was last, in milliseconds since 1970; `None`: never.
+    #[must_use]
+    pub fn heard_unix_ms(&self) -> Option<u64> {
+        Some(self.heard_unix_ms.load(Relaxed)).filter(|at| *at > 0)
     }
 
     /// Counts a result; `None` where it is one that is not counted. `cause` is asked where the state

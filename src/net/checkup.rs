@@ -11,9 +11,13 @@ use crate::net::clock::unix_ms;
 pub fn report(pool: &Pool, target: &Target, result: (Report, Finding), limits: &Limits, why: &str) {
     let (report, by) = result;
     let cause = || Cause { by, why: why.into(), since_unix_ms: unix_ms() };
+    target.cell.heard(unix_ms());
     let Some(Applied { now, turned }) = target.cell.report(report, limits, cause) else { return };
     let health = if report == Report::Success { "healthy" } else { "unhealthy" };
     tracing::warn!(
+        upstream = &*pool.id,
+        node = %target.addr,
+        by = by.label(),
         "upstream {}: {health} {} increment ({}/{}) for '{}({})': {why}",
         pool.id,
         report.label(),
@@ -50,6 +54,12 @@ fn tell(pool: &Pool, target: &Target, why: &str) {
         tracing::warn!(upstream = &**id, node = %addr, "upstream {id}: {addr} is used again: {why}; {down} of {all} are down");
     } else if down < all {
         tracing::warn!(upstream = &**id, node = %addr, "upstream {id}: {addr} is down: {why}; {down} of {all} are down");
+    } else if all == 1 {
+        tracing::error!(
+            upstream = &**id,
+            node = %addr,
+            "upstream {id}: {addr} is down: {why}; it is the only node, and sessions are sent there all the same",
+        );
     } else {
         tracing::error!(
             upstream = &**id,

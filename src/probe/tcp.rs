@@ -29,12 +29,17 @@ pub(super) async fn probe(plan: &Plan, target: &Target) -> (Report, String) {
     {
         return failure;
     }
-    if let Some(expected) = &extensions.tcp_expect
-        && let Err(failure) = within(limit, "answer what is expected", expect(&stream, expected)).await
-    {
-        return failure;
+    if let Some(expected) = &extensions.tcp_expect {
+        let mut heard = Vec::new();
+        let step = expect(&stream, expected, &mut heard);
+        if let Err((report, why)) = within(limit, "answer what is expected", step).await {
+            let said = if heard.is_empty() { String::new() } else { format!("; it said {}", shown(&heard)) };
+            return (report, why + &said);
+        }
     }
-    (Report::Success, "it takes connections".into())
+    let expects = extensions.tcp_expect.is_some();
+    let why = if expects { "it answers what is expected" } else { "it takes connections" };
+    (Report::Success, why.into())
 }
 
 /// What a failed connection means.
@@ -55,6 +60,13 @@ async fn within(
     }
 }
 
+/// The beginning of what a node said, for the operator.
+fn shown(heard: &[u8]) -> String {
+    const SHOWN: usize = 60;
+    let more = if heard.len() > SHOWN { "…" } else { "" };
+    format!("\"{}{more}\"", heard.get(..SHOWN).unwrap_or(heard).escape_ascii())
+}
+
 async fn send(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         stream.writable().await?;
@@ -67,8 +79,7 @@ async fn send(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-async fn expect(stream: &TcpStream, expected: &[u8]) -> io::Result<()> {
-    let mut heard = Vec::new();
+async fn expect(stream: &TcpStream, expected: &[u8], heard: &mut Vec<u8>) -> io::Result<()> {
     loop {
         stream.readable().await?;
         let mut chunk = [0; 2048];

@@ -276,7 +276,7 @@ async fn greeted(
 
 fn nobody_left(pool: &Pool, attempts: u32, mut failures: String) -> Refusal {
     if attempts == 0 {
-        return (End::NoNode, format!("upstream {} has no node that can be dialled", pool.id));
+        return (End::NoNode, format!("upstream {}: {}", pool.id, pool.why_empty()));
     }
     failures.push_str("; every node was tried");
     (End::ConnectFailed, failures)

@@ -67,6 +67,8 @@ pub struct Builder {
     discovered: Names<Discovery>,
     crypto: Crypto,
     settings: UpstreamSettings,
+    /// What has been listed as rejected since it was last told.
+    refused: Vec<Key>,
     /// Certificate objects as they were placed.
     ssls: HashMap<Arc<str>, (Order, Arc<Ssl>)>,
     /// Which upstreams show which of them to their nodes.
@@ -89,6 +91,7 @@ impl Builder {
             discovered: Names::default(),
             crypto: Crypto::default(),
             settings: UpstreamSettings::default(),
+            refused: Vec::new(),
             ssls: HashMap::new(),
             shown: Names::default(),
         }
@@ -134,6 +137,12 @@ impl Builder {
         self.snapshot.counts.clone_from(store.counts());
         self.snapshot.held = store.held();
         self.snapshot.clone()
+    }
+
+    /// What has been listed as rejected since the last call: refused then, or reached by a stream_route
+    /// then.
+    pub fn take_refused(&mut self) -> Vec<Key> {
+        std::mem::take(&mut self.refused)
     }
 
     /// Names that nodes of reached upstreams carry: what is worth resolving.
@@ -403,7 +412,10 @@ impl Builder {
         let listed = &mut self.snapshot.rejected;
         match refused {
             Some(refused) if listed.get(key) == Some(refused) => {}
-            Some(refused) => listed.insert(key.clone(), refused.clone()),
+            Some(refused) => {
+                listed.insert(key.clone(), refused.clone());
+                self.refused.push(key.clone());
+            }
             None => listed.remove(key),
         }
     }

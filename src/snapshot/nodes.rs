@@ -87,7 +87,9 @@ pub(super) fn pool(id: Arc<str>, upstream: &Upstream, means: &Means<'_>, seed: u
     }
     let checked = targets.map(|targets| targets.checked(extensions));
     let named = named(of_names, store);
-    let pool = Pool::new(id, &upstream.balancer, settings, nodes, seed).with_names(named);
+    let pool = Pool::new(id, &upstream.balancer, settings, nodes, seed)
+        .with_names(named)
+        .with_service(upstream.discovery.clone());
     match checked {
         Some(checked) => pool.with_checks(checked),
         None => pool,

@@ -77,7 +77,7 @@ fn health_is_told_as_by_apisix_with_reasons() {
     let well = json!({"success": 0, "http_failure": 0, "tcp_failure": 0, "timeout_failure": 0});
     let node = |port: u16| {
         json!({"ip": "127.0.0.1", "port": port, "hostname": "127.0.0.1", "status": "healthy",
-        "counter": well, "since": null, "by": null, "why": untouched})
+        "counter": well, "since": null, "by": null, "why": untouched, "last_result": null})
     };
     let mut down = node(2);
     down["status"] = "unhealthy".into();
@@ -199,7 +199,7 @@ fn a_session_that_ends_says_how() {
     assert_eq!(ask("server=127.0.0.1:3&tls=true")["end"], "tls_no_sni");
     assert_eq!(ask("server=127.0.0.1:3&tls=true&sni=A.b.")["ssl"]["name"], "a.b");
     let pending = ask("server=127.0.0.1:2");
-    assert!(pending["reason"].as_str().unwrap().contains("have not answered yet"), "{pending}");
+    assert!(pending["reason"].as_str().unwrap().contains("has not been answered for; sessions wait"), "{pending}");
     assert_eq!((&pending["end"], &pending["node"]), (&Value::Null, &Value::Null));
     assert_eq!(pending["dns"], json!({"names": [], "pending": ["db.test"]}));
     assert_eq!(ask("server=127.0.0.1:3&others=0")["rest"], json!(["2 rules for other ports"]));

@@ -10,6 +10,7 @@ use streamgate::snapshot::Route;
 use streamgate::sni::SniPattern;
 
 use super::objects::finding;
+use super::upstreams::idle_extension;
 use super::{Finding, Level};
 use crate::cli::load::Loaded;
 
@@ -21,15 +22,24 @@ pub(super) fn findings(config: &Config, loaded: &Loaded) -> Vec<Finding> {
         let told = of_route(config, loaded, rule, route);
         findings.extend(told.into_iter().map(|(level, sentence)| finding(level, None, &key, sentence)));
     }
+    let told = |id: &str, why: String| Finding {
+        level: Level::Warn,
+        rule: None,
+        object: "config.yaml".into(),
+        sentence: format!("streamgate.upstreams.{id}: {why}"),
+    };
     for id in config.upstream_tls.upstreams.keys() {
         if let Some(why) = without_effect(loaded, id) {
-            findings.push(Finding {
-                level: Level::Warn,
-                rule: None,
-                object: "config.yaml".into(),
-                sentence: format!("streamgate.upstreams.{id}: {why}; it has no effect"),
-            });
+            findings.push(told(id, format!("{why}; tls has no effect")));
         }
+    }
+    for (id, extensions) in &config.extensions {
+        let why = match loaded.snapshot.pools().find(|pool| *pool.id == **id) {
+            None if config.upstream_tls.upstreams.contains_key(id) => None,
+            None => Some("no stream_route reaches an upstream of this id; it has no effect".into()),
+            Some(pool) => idle_extension(extensions, pool.checked().map(|checked| &*checked.checks)),
+        };
+        findings.extend(why.map(|why| told(id, why)));
     }
     findings
 }
@@ -81,7 +91,7 @@ fn covered(loaded: &Loaded, pattern: &SniPattern) -> bool {
     }
 }
 
-/// Why a part of `streamgate.upstreams` does nothing.
+/// Why `tls` of a part of `streamgate.upstreams` does nothing.
 fn without_effect(loaded: &Loaded, id: &str) -> Option<&'static str> {
     match loaded.snapshot.pools().find(|pool| *pool.id == *id) {
         None => Some("no stream_route reaches an upstream of this id"),

@@ -116,9 +116,6 @@ fn closed(loaded: &Loaded, target: &Target) -> Option<(End, String)> {
             Some((End::UpstreamTls, pool.settings.unfit.as_deref().unwrap_or_default().to_owned()))
         }
         Ok(pool) if !pool.nodes().is_empty() => None,
-        Ok(pool) if pool.settings.pending => {
-            Some((End::NoNode, "the names of its nodes did not resolve in time".into()))
-        }
-        Ok(_) => Some((End::NoNode, "its upstream has no node that can be dialled".into())),
+        Ok(pool) => Some((End::NoNode, pool.why_empty())),
     }
 }

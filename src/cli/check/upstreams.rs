@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use streamgate::addr::Host;
-use streamgate::config::Registries;
-use streamgate::resource::{Balancer, Key, Kind, Scheme, Upstream};
+use streamgate::config::{Extensions, Registries};
+use streamgate::resource::{Balancer, CheckKind, Checks, Key, Kind, Scheme, Upstream};
 
 use super::objects::finding;
 use super::{Finding, Level};
@@ -68,8 +68,25 @@ fn discovery(loaded: &Loaded, upstream: &Upstream, found: &mut Found<'_>) {
     found.findings.push(finding(Level::Warn, None, found.key, sentence));
 }
 
+/// Why what is switched on for an upstream does nothing, where that is so.
+pub(super) fn idle_extension(extensions: &Extensions, checks: Option<&Checks>) -> Option<String> {
+    let words = [("tcp_send", &extensions.tcp_send), ("tcp_expect", &extensions.tcp_expect)];
+    let set: Vec<_> = words.iter().filter(|(_, bytes)| bytes.is_some()).map(|(word, _)| *word).collect();
+    let why = match checks.map(|checks| checks.active.kind) {
+        _ if set.is_empty() => return None,
+        Some(CheckKind::Tcp) => return None,
+        Some(other) => format!("its active checks are of type {}, not tcp", other.label()),
+        None => "the upstream has no checks".into(),
+    };
+    Some(format!("{} without effect: {why}", set.join(" and ")))
+}
+
 /// Which targets no probe will ever look at. What the schema leaves absent, the checker takes as "never".
 fn checks(upstream: &Upstream, found: &mut Found<'_>) {
+    let labels = upstream.extensions.as_deref().cloned().unwrap_or_default();
+    if let Some(why) = idle_extension(&labels, upstream.checks.as_deref()) {
+        found.findings.push(finding(Level::Warn, None, found.key, format!("labels: {why}")));
+    }
     let Some(active) = upstream.checks.as_ref().map(|checks| &checks.active) else { return };
     if active.healthy_interval.is_none() {
         let sentence = "checks.active has no `healthy`: nodes in use are never probed (as in APISIX); write \

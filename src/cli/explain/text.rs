@@ -112,7 +112,8 @@ fn winner(answer: &Answer, out: &mut impl Write) -> io::Result<()> {
 fn health(answer: &Answer, out: &mut impl Write) -> io::Result<()> {
     let Some(upstream) = &answer.upstream else { return Ok(()) };
     if answer.health.is_empty() {
-        return writeln!(out, "health unknown: upstream {upstream} has no checks");
+        let why = if answer.node.is_none() { "no node" } else { "no checks" };
+        return writeln!(out, "health unknown: upstream {upstream} has {why}");
     }
     for Health { node, status, since, by, why } in &answer.health {
         write!(out, "health {node} {status}")?;

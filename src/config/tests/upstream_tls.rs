@@ -178,7 +178,7 @@ fn a_hup_follows_none_of_it() {
     const VERIFY: &str = "upstream_tls: {verify: true, ca: a.pem}, upstreams: {7: {tls: {ca: b.pem}}}";
     let env = world(&[]);
     check_hup(&env, &env, [VERIFY, VERIFY], None);
-    check_hup(&env, &env, ["", "upstreams: {7: {}}"], Some(WHERE));
+    check_hup(&env, &env, ["", "upstreams: {7: {tls: {}}}"], Some(WHERE));
     check_hup(&env, &env, ["", "upstream_tls: {sni: node}"], Some(WHERE));
     check_hup(&env, &env, [VERIFY, ""], Some(WHERE));
     let renewed = Environment { read: |path| Ok(text_of(path)? + "\n"), ..world(&[]) };

@@ -211,7 +211,7 @@ fn open(worker: &Worker, record: &mut Record) -> Result<Opened, Refusal> {
     loop {
         let now = Instant::now();
         let Some(picked) = pool.pick(&record.inbound, now.into_std(), &mut tried) else {
-            return Err((End::NoNode, format!("upstream {} has no node that can be dialled", pool.id)));
+            return Err((End::NoNode, format!("upstream {}: {}", pool.id, pool.why_empty())));
         };
         let held = match descriptor.take() {
             Some(held) => held,

@@ -16,6 +16,33 @@ const WELL: &[u16] = &[200, 302];
 /// Those that say that the node is not well.
 const UNWELL: &[u16] = &[429, 404, 500, 501, 502, 503, 504, 505];
 
+/// The fields of each part. The schema lets others pass, as APISIX does, and nothing reads them.
+const FIELDS: &[(&str, &[&str])] = &[
+    ("/checks", &["active", "passive"]),
+    (
+        "/checks/active",
+        &[
+            "concurrency",
+            "healthy",
+            "host",
+            "http_method",
+            "http_path",
+            "http_req_body",
+            "https_verify_certificate",
+            "port",
+            "req_headers",
+            "timeout",
+            "type",
+            "unhealthy",
+        ],
+    ),
+    ("/checks/active/healthy", &["http_statuses", "interval", "successes"]),
+    ("/checks/active/unhealthy", &["http_failures", "http_statuses", "interval", "tcp_failures", "timeouts"]),
+    ("/checks/passive", &["healthy", "type", "unhealthy"]),
+    ("/checks/passive/healthy", &["http_statuses", "successes"]),
+    ("/checks/passive/unhealthy", &["http_failures", "http_statuses", "tcp_failures", "timeouts"]),
+];
+
 /// `checks` of an upstream.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Checks {
@@ -118,10 +145,14 @@ pub(super) fn read(
     owner: &str,
     notes: &mut Notes,
 ) -> Checks {
+    unread(&written, "/checks", owner, notes);
     let active = written.nested("active");
     let passive = written.take("passive").map(|passive| {
         let mut passive = Document::from(passive);
+        unread(&passive, "/checks/passive", owner, notes);
         let (healthy, unhealthy) = (passive.nested("healthy"), passive.nested("unhealthy"));
+        unread(&healthy, "/checks/passive/healthy", owner, notes);
+        unread(&unhealthy, "/checks/passive/unhealthy", owner, notes);
         limits(&healthy, &unhealthy, Limits::PASSIVE)
     });
     Checks { active: read_active(active, host_header, owner, notes), passive }
@@ -133,7 +164,10 @@ fn read_active(
     owner: &str,
     notes: &mut Notes,
 ) -> ActiveCheck {
+    unread(&active, "/checks/active", owner, notes);
     let (healthy, unhealthy) = (active.nested("healthy"), active.nested("unhealthy"));
+    unread(&healthy, "/checks/active/healthy", owner, notes);
+    unread(&unhealthy, "/checks/active/unhealthy", owner, notes);
     let interval = |half: &Document| half.number("interval").filter(|every| *every > 0.0).map(seconds);
     let kind = match active.text("type") {
         Some("tcp") => CheckKind::Tcp,
@@ -165,6 +199,15 @@ fn read_active(
     }
 }
 
+/// Says which fields of a part nothing reads.
+fn unread(part: &Document, at: &str, owner: &str, notes: &mut Notes) {
+    let known = FIELDS.iter().find(|(path, _)| *path == at).map_or(&[][..], |(_, known)| known);
+    for name in part.names().filter(|name| !known.contains(name)) {
+        notes
+            .warn(format!("{owner}: {at} has {name:?}, which nothing reads; there are {}", known.join(", ")));
+    }
+}
+
 fn limits(healthy: &Document, unhealthy: &Document, default: Limits) -> Limits {
     let count = |half: &Document, name: &str, default: u8| {
         half.number(name).map_or(default, |number| u8::try_from(clamped(number)).unwrap_or(u8::MAX))
@@ -193,9 +236,12 @@ fn headers(active: &mut Document, owner: &str, notes: &mut Notes) -> Vec<(Box<st
             Some((name, value)) if is_token(name.trim()) && !value.contains(['\r', '\n', '\0']) => {
                 found.push((name.trim().into(), value.trim().into()));
             }
-            _ => notes.warn(format!(
-                "{owner}: /checks/active/req_headers has {line:?}, which is no header (`Name: value`); it is left out"
-            )),
+            _ => notes.differs(
+                "SG-104",
+                format!(
+                    "{owner}: /checks/active/req_headers has {line:?}, which is no header (`Name: value`); it is left out"
+                ),
+            ),
         }
     }
     found
