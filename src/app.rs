@@ -91,8 +91,7 @@ impl Gateway {
         let labels = |metric| apisix_metrics::extra_labels(config.prometheus.as_ref(), metric);
         let totals = Arc::new(Totals::new(labels("stream_connection_total"), labels("stream_status")));
         let status = Arc::new(SourceStatus::new(Instant::now().into_std()));
-        let kind = if matches!(config.source, Source::Etcd(_)) { "etcd" } else { "file" };
-        let state = Arc::new(NodeState::new(kind, unix_ms(), status.clone()));
+        let state = Arc::new(NodeState::new(kind(&config.source), unix_ms(), status.clone()));
         let published = Published::default();
         let background = CancellationToken::new();
 
@@ -119,17 +118,17 @@ impl Gateway {
         ));
         let servers = serve_pages(&config, &admin, &background).await?;
         tokio::spawn(admin::upkeep(admin, background.clone()));
-
         let (first, first_state) = oneshot::channel();
-        let loop_of = Following {
+        let with = Following {
             published: published.clone(),
             metrics,
             state: state.clone(),
             status,
             first,
             accepted,
+            descriptors: shared.descriptors.clone(),
         };
-        follow(&config, loop_of, &background);
+        follow(&config, with, &background);
         Ok(Self {
             config,
             published,
@@ -253,6 +252,8 @@ struct Following {
     first: oneshot::Sender<()>,
     /// An operator accepts a held read.
     accepted: mpsc::Receiver<()>,
+    /// Those that sessions and probes may have.
+    descriptors: Arc<Budget>,
 }
 
 /// Starts it, and what keeps the snapshots up to date otherwise.
@@ -275,7 +276,8 @@ fn follow(config: &Config, with: Following, stop: &CancellationToken) {
         first: Some(with.first),
     };
     let trust = Trust::new(config.ssl.trusted.as_deref());
-    tokio::spawn(probe::run(with.published, live, trust, snapshots, stop.clone()));
+    let means = probe::Means { published: with.published, live, trust, descriptors: with.descriptors };
+    tokio::spawn(probe::run(means, snapshots, stop.clone()));
     tokio::spawn(control::run(control, received, with.accepted, stop.clone()));
     let means = discovery::Means {
         registries: config.registries.clone(),
@@ -409,6 +411,11 @@ async fn serve_pages(
 /// What meets sessions first.
 fn facing(config: &Config, listens: Vec<Listen>) -> Facing {
     Facing { listens, fallback_sni: config.ssl.fallback_sni.clone() }
+}
+
+/// Where objects come from, in a word.
+fn kind(source: &Source) -> &'static str {
+    if matches!(source, Source::Etcd(_)) { "etcd" } else { "file" }
 }
 
 /// What keys of objects begin with.

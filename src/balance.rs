@@ -192,6 +192,10 @@ impl Pool {
     /// Why it has no node that can be dialled, where that is so: what has to be mended.
     #[must_use]
     pub fn why_empty(&self) -> String {
+        if !self.nodes.is_empty() {
+            // Of chash alone, as in APISIX: the ring has no points for the others.
+            return "the nodes that have a weight are down, and those of weight 0 take no key".into();
+        }
         let mut why = Vec::new();
         for Named { name, addresses } in &self.names {
             match addresses.as_deref() {

@@ -17,14 +17,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::balance::{Checked, Pool, Target};
 use crate::config::Extensions;
-use crate::health::{Finding, Report};
-use crate::live::Live;
+use crate::health::{Cell, Finding, Report};
+use crate::live::{Budget, Live};
 use crate::net::checkup;
 use crate::resource::{CheckKind, Checks};
 use crate::snapshot::{Published, Snapshot};
@@ -37,23 +37,35 @@ const TOGETHER: Duration = Duration::from_millis(100);
 /// A target looks so often whether a session has found out something, which may bring its probe nearer.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// How soon a probe asks again for a descriptor where there is none left.
+const FULL: Duration = Duration::from_millis(100);
+/// How long what is known of a target is kept that is gone, as in APISIX (`resty/healthcheck.lua:142`).
+const REMEMBERED: Duration = Duration::from_secs(10);
+
 /// A result with what was found, for the operator; `None`: it says nothing.
 type Probed = Option<(Report, String)>;
 
-/// Probes what the published snapshots ask for, until `stop`. `changed` tells of new ones, which are made
-/// with `live`.
-pub async fn run(
-    published: Published,
-    live: Arc<Live>,
-    trust: Trust,
-    mut changed: watch::Receiver<()>,
-    stop: CancellationToken,
-) {
-    let mut checkers = Checkers { trust: Arc::new(trust), ..Checkers::default() };
-    let mut leashes = leashes::Leashes::new(live);
+/// What probes are made with.
+#[derive(Debug)]
+pub struct Means {
+    /// The snapshots.
+    pub published: Published,
+    /// What they are made with.
+    pub live: Arc<Live>,
+    /// Whom probes by https believe.
+    pub trust: Trust,
+    /// The descriptors that sessions and probes may have together.
+    pub descriptors: Arc<Budget>,
+}
+
+/// Probes what the published snapshots ask for, until `stop`. `changed` tells of new ones.
+pub async fn run(means: Means, mut changed: watch::Receiver<()>, stop: CancellationToken) {
+    let shared = Arc::new(Shared { trust: means.trust, descriptors: means.descriptors });
+    let mut checkers = Checkers { shared, all: HashMap::new(), gone: HashMap::new(), tasks: JoinSet::new() };
+    let mut leashes = leashes::Leashes::new(means.live);
     loop {
         changed.borrow_and_update();
-        let snapshot = published.load_full();
+        let snapshot = means.published.load_full();
         checkers.follow(&snapshot);
         leashes.follow(&snapshot);
         // Nobody frees an old snapshot in the middle of traffic but who made it.
@@ -70,15 +82,28 @@ pub async fn run(
     }
 }
 
+/// What all probes share.
+struct Shared {
+    trust: Trust,
+    descriptors: Arc<Budget>,
+}
+
 /// The checker of each pool, by id.
-#[derive(Default)]
 struct Checkers {
-    trust: Arc<Trust>,
+    shared: Arc<Shared>,
     all: HashMap<Arc<str>, Checker>,
-    /// When targets that are gone were probed last, until that no longer matters: one that comes back is
-    /// not probed sooner than if it had stayed.
-    gone: HashMap<(Arc<str>, SocketAddr), Arc<LastProbe>>,
+    /// Targets that are gone, until nothing known of them matters: one that comes back is in the state it
+    /// was in, and not probed sooner than if it had stayed.
+    gone: HashMap<(Arc<str>, SocketAddr), Gone>,
     tasks: JoinSet<()>,
+}
+
+/// A target that is probed no longer.
+struct Gone {
+    since: Instant,
+    last: Arc<LastProbe>,
+    /// Held on to, so that it is found again.
+    _cell: Arc<Cell>,
 }
 
 /// The probes of one pool.
@@ -90,14 +115,9 @@ struct Checker {
 /// The probes of one target.
 struct Running {
     target: Target,
-    task: AbortHandle,
+    /// A probe that is under way is judged before its task ends: edits may come faster than answers.
+    _ends: DropGuard,
     last: Arc<LastProbe>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 /// What the probes of a pool share.
@@ -108,17 +128,17 @@ struct Plan {
     extensions: Extensions,
     /// Places for probes under way.
     lanes: Semaphore,
-    trust: Arc<Trust>,
+    shared: Arc<Shared>,
 }
 
 impl Plan {
-    fn new(pool: &Arc<Pool>, checked: &Checked, trust: &Arc<Trust>) -> Self {
+    fn new(pool: &Arc<Pool>, checked: &Checked, shared: &Arc<Shared>) -> Self {
         Self {
             pool: Mutex::new(pool.clone()),
             checks: checked.checks.clone(),
             extensions: checked.extensions.clone(),
             lanes: Semaphore::new(checked.checks.active.concurrency.min(Semaphore::MAX_PERMITS)),
-            trust: trust.clone(),
+            shared: shared.clone(),
         }
     }
 
@@ -150,7 +170,7 @@ impl Checkers {
             self.forget(&id, &checker.targets);
         }
         let now = Instant::now();
-        self.gone.retain(|_, last| last.is_recent(now));
+        self.gone.retain(|_, gone| gone.last.is_recent(now) || now.duration_since(gone.since) < REMEMBERED);
         // A task that was ended keeps its memory until it is joined.
         while self.tasks.try_join_next().is_some() {}
     }
@@ -164,17 +184,18 @@ impl Checkers {
         };
         let kept = plan.filter(|plan| plan.fits(checked));
         let goes_on = kept.is_some();
-        let plan = kept.unwrap_or_else(|| Arc::new(Plan::new(pool, checked, &self.trust)));
+        let plan = kept.unwrap_or_else(|| Arc::new(Plan::new(pool, checked, &self.shared)));
         *plan.pool.lock().unwrap_or_else(PoisonError::into_inner) = pool.clone();
         let mut targets = HashMap::new();
         for target in &*checked.targets {
             let running = match known.remove(&target.addr) {
                 Some(running) if goes_on && running.target.is_same(target) => running,
                 before => {
-                    let gone = || self.gone.remove(&(pool.id.clone(), target.addr));
+                    let gone = || self.gone.remove(&(pool.id.clone(), target.addr)).map(|gone| gone.last);
                     let last = before.map(|before| before.last.clone()).or_else(gone).unwrap_or_default();
-                    let task = self.tasks.spawn(probe(plan.clone(), target.clone(), last.clone()));
-                    Running { target: target.clone(), task, last }
+                    let ended = CancellationToken::new();
+                    self.tasks.spawn(probe(plan.clone(), target.clone(), last.clone(), ended.clone()));
+                    Running { target: target.clone(), _ends: ended.drop_guard(), last }
                 }
             };
             targets.insert(target.addr, running);
@@ -183,32 +204,51 @@ impl Checkers {
         Checker { plan, targets }
     }
 
-    /// Notes when targets were probed that are probed no longer.
+    /// Notes what is known of targets that are probed no longer.
     fn forget(&mut self, pool: &Arc<str>, targets: &HashMap<SocketAddr, Running>) {
-        let last = |(addr, running): (&SocketAddr, &Running)| ((pool.clone(), *addr), running.last.clone());
-        self.gone.extend(targets.iter().map(last));
+        let since = Instant::now();
+        let gone = |(addr, running): (&SocketAddr, &Running)| {
+            let gone = Gone { since, last: running.last.clone(), _cell: running.target.cell.clone() };
+            ((pool.clone(), *addr), gone)
+        };
+        self.gone.extend(targets.iter().map(gone));
     }
 }
 
 /// Probes one target again and again.
-async fn probe(plan: Arc<Plan>, target: Target, last: Arc<LastProbe>) {
+async fn probe(plan: Arc<Plan>, target: Target, last: Arc<LastProbe>, ended: CancellationToken) {
     let active = &plan.checks.active;
     let mut schedule = Schedule::new(last, rand::random());
-    loop {
+    // Asked wherever nothing is under way.
+    while !ended.is_cancelled() {
+        let pause = async |time| {
+            tokio::select! {
+                () = ended.cancelled() => {}
+                () = sleep(time) => {}
+            }
+        };
         let now = Instant::now();
         match active.interval(target.cell.is_usable()) {
             Some(interval) if schedule.is_due(interval, now) => {
-                let Ok(_lane) = plan.lanes.acquire().await else { return };
+                let lane = tokio::select! {
+                    () = ended.cancelled() => return,
+                    lane = plan.lanes.acquire() => lane,
+                };
+                // Sessions and other probes have them all: they go first.
+                let (Ok(_lane), Some(_descriptor)) = (lane, plan.shared.descriptors.take(1)) else {
+                    pause(FULL).await;
+                    continue;
+                };
                 schedule.begins(Instant::now(), interval, rand::random());
                 if let Some((report, why)) = once(&plan, &target).await {
                     let result = (report, Finding::Active);
                     checkup::report(&plan.pool(), &target, result, &active.limits, &why);
                 }
             }
-            Some(interval) => sleep(schedule.left(interval, now).min(LOOK_AGAIN)).await,
+            Some(interval) => pause(schedule.left(interval, now).min(LOOK_AGAIN)).await,
             None => {
                 schedule.without_probes(&plan.pool(), &target, now);
-                sleep(LOOK_AGAIN).await;
+                pause(LOOK_AGAIN).await;
             }
         }
     }
@@ -217,7 +257,7 @@ async fn probe(plan: Arc<Plan>, target: Target, last: Arc<LastProbe>) {
 /// One probe.
 async fn once(plan: &Plan, target: &Target) -> Probed {
     match plan.checks.active.kind {
-        CheckKind::Tcp => Some(tcp::probe(plan, target).await),
+        CheckKind::Tcp => tcp::probe(plan, target).await,
         CheckKind::Http | CheckKind::Https => http::probe(plan, target).await,
     }
 }

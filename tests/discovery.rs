@@ -237,7 +237,7 @@ async fn no_answer_that_is_none_takes_instances_away() {
     let section = self::consul(&consul.server, ", timeout: {wait: 600}");
     let mut following = follow(&section, "consul", [None, None]);
     following.tells(&[a]).await;
-    let huge = vec![b' '; (16 << 20) + 1];
+    let huge = vec![b' '; (4 << 20) + 1];
     for (reply, words) in [
         (Reply::status(500), "answers with status 500"),
         (Reply::status(403), "check the token"),
@@ -248,7 +248,7 @@ async fn no_answer_that_is_none_takes_instances_away() {
         (Reply::json(&json!({"a": 1})), "it is no list"),
         (Reply::json(&json!([{"Service": {"Address": "*", "Port": 1}}])), "none of its 1 instances"),
         (Reply::json(&json!([instance(&b)])).cut(), "before its answer was complete"),
-        (Reply::bytes(huge), "has more than 16777216 bytes"),
+        (Reply::bytes(huge), "has more than 4194304 bytes"),
     ] {
         consul.breaks(Some(reply));
         following.fails(words).await;

@@ -20,6 +20,7 @@ use gateway::{PATIENCE, connect, poll_until, reset};
 use patient::{Manner, Patient};
 use serde_json::{Value, json};
 use streamgate::health::{Cause, Cell, Finding, Limits, Report, State};
+use streamgate::live::Budget;
 use streamgate::probe::{self, Trust};
 use streamgate::session::{ConnectFailure, End};
 use streamgate::snapshot::Published;
@@ -218,8 +219,9 @@ async fn a_node_that_nothing_probes_comes_back_after_a_while_that_grows() {
     let (published, (_changed, told)) = (Published::default(), watch::channel(()));
     published.store(objects.snapshot.clone());
     let stop = CancellationToken::new();
-    let probes =
-        tokio::spawn(probe::run(published, objects.live.clone(), Trust::default(), told, stop.clone()));
+    let (live, trust, descriptors) = (objects.live.clone(), Trust::default(), Budget::new(100));
+    let means = probe::Means { published, live, trust, descriptors };
+    let probes = tokio::spawn(probe::run(means, told, stop.clone()));
     let cell = objects.cell(addr);
     let seconds: Vec<u64> = {
         let mut seconds = Vec::new();

@@ -32,6 +32,10 @@ use crate::net::clock::unix_ms;
 const MAX_CONNECTIONS: usize = 256;
 /// Large pages of one server that are being written or read at once.
 const MAX_PAGES: usize = 4;
+/// Pages about one object that are written or read at once.
+const MAX_SMALL_PAGES: usize = 16;
+/// How long a page waits for its place.
+const PLACE: Duration = Duration::from_secs(2);
 /// For the head of a request. Short: whoever connects and says nothing holds a place.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a connection may go on asking.
@@ -63,12 +67,14 @@ struct Site {
     admin: Arc<Admin>,
     pages: Pages,
     large_pages: Arc<Semaphore>,
+    small_pages: Arc<Semaphore>,
 }
 
 /// Answers requests on `listener` until `stop`; connections that live then get a moment to finish.
 pub async fn serve(listener: TcpListener, pages: Pages, admin: Arc<Admin>, stop: CancellationToken) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let site = Arc::new(Site { admin, pages, large_pages: Arc::new(Semaphore::new(MAX_PAGES)) });
+    let [large_pages, small_pages] = [MAX_PAGES, MAX_SMALL_PAGES].map(|most| Arc::new(Semaphore::new(most)));
+    let site = Arc::new(Site { admin, pages, large_pages, small_pages });
     loop {
         let next = async {
             let permit = connections.clone().acquire_owned().await;
@@ -152,7 +158,7 @@ impl Site {
 
     async fn metrics(&self) -> Answer {
         let page = |admin: &Admin| (METRICS, StatusCode::OK, admin.metrics_page());
-        self.large(page).await
+        self.written(&self.large_pages, page).await
     }
 
     async fn control<B>(&self, request: &Request<B>) -> Answer {
@@ -162,20 +168,24 @@ impl Site {
             query: request.uri().query().unwrap_or_default().into(),
             html: accept.is_some_and(|accept| accept.contains("text/html")),
         };
+        // A list is as large as the configuration, one object is not.
+        let one = asked.path.split('/').count() > 3 || asked.path.ends_with("/explain");
+        let places = if one { &self.small_pages } else { &self.large_pages };
         let page = move |admin: &Admin| {
             let page = admin.control_page(&asked);
             (if page.html { HTML } else { JSON }, page.status, page.body)
         };
-        self.large(page).await
+        self.written(places, page).await
     }
 
-    /// A page that is as large as the configuration; it is written off the runtime's thread, and holds
-    /// its permit until the last of its bytes has left.
-    async fn large(
+    /// A page that is written off the runtime's thread, and holds its place until the last of its bytes has
+    /// left.
+    async fn written(
         &self,
+        places: &Arc<Semaphore>,
         page: impl FnOnce(&Admin) -> (&'static str, StatusCode, String) + Send + 'static,
     ) -> Answer {
-        let Ok(permit) = self.large_pages.clone().try_acquire_owned() else {
+        let Ok(Ok(permit)) = timeout(PLACE, places.clone().acquire_owned()).await else {
             let mut busy = plain(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "other readers have not finished reading this page; ask less often\n".into(),
@@ -357,7 +367,8 @@ mod tests {
     async fn accept_state_is_refused_to_other_machines() {
         let (admin, _accepted) = admin();
         hold(&admin);
-        let site = Site { admin, pages: Pages::default(), large_pages: Arc::new(Semaphore::new(1)) };
+        let [large_pages, small_pages] = [1, 1].map(|most| Arc::new(Semaphore::new(most)));
+        let site = Site { admin, pages: Pages::default(), large_pages, small_pages };
         let request = Request::builder().method("POST").uri("/streamgate/accept-state").body(()).unwrap();
         for (peer, code) in [
             ("10.0.0.1:5", StatusCode::FORBIDDEN),
@@ -372,8 +383,8 @@ mod tests {
     #[tokio::test]
     async fn pages_that_nobody_reads_do_not_pile_up() {
         let (admin, _accepted) = admin();
-        let large_pages = Arc::new(Semaphore::new(MAX_PAGES));
-        let site = Site { admin, pages: Pages::default(), large_pages };
+        let [large_pages, small_pages] = [MAX_PAGES; 2].map(|most| Arc::new(Semaphore::new(most)));
+        let site = Site { admin, pages: Pages::default(), large_pages, small_pages };
         let mut unread = Vec::new();
         for _ in 0..MAX_PAGES {
             unread.push(site.metrics().await);

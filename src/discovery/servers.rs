@@ -17,8 +17,9 @@ use crate::config::{RegistryServer, Waits};
 use crate::net::http::{self, Limits, Request, Secure, To};
 use crate::resource::{Node, provider};
 
-/// The largest answer that is read, in bytes: some 30,000 instances.
-const MAX_ANSWER: usize = 16 << 20;
+/// The largest answer that is read, in bytes: some thousands of instances. As JSON that somebody means ill
+/// with it takes thirty times that.
+const MAX_ANSWER: usize = 4 << 20;
 
 /// Requests to the servers of one registry at once, and of those that wait for a change. Together they
 /// stay below the 200 connections that Consul allows an address (`limits.http_max_conns_per_client`).

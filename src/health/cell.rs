@@ -120,14 +120,15 @@ impl Cell {
     }
 
     /// Counts a result; `None` where it is one that is not counted. `cause` is asked where the state
-    /// changed.
+    /// changed, but for changes between the two in which it is not used.
     pub fn report(&self, report: Report, limits: &Limits, cause: impl FnOnce() -> Cause) -> Option<Applied> {
         let step = |number| Standing::unpack(number).after(report, limits).map(Standing::pack);
         let before = Standing::unpack(self.standing.fetch_update(Relaxed, Relaxed, step).ok()?);
         // The one whose step it was tells of it.
         let now = before.after(report, limits)?;
         let turned = self.changed(before, now);
-        if before.state != now.state {
+        // While it is down, the reason is that for which it was taken out.
+        if before.state != now.state && (turned || now.state.is_usable()) {
             self.cause.store(Some(Arc::new(cause())));
         }
         Some(Applied { now, turned })

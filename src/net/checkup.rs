@@ -3,9 +3,14 @@
 //! Probes bring results, and sessions that could not connect. The line about a counted result is the one
 //! that APISIX's operators look for (`resty/healthcheck.lua:757`).
 
+use std::sync::{Mutex, PoisonError};
+
 use crate::balance::{Pool, Target};
 use crate::health::{Applied, Cause, Cell, Finding, Limits, Report};
 use crate::net::clock::unix_ms;
+
+/// Results that are told in ten seconds: thousands of nodes may flap.
+const MOST_LINES: u64 = 200;
 
 /// Counts a result about a target of `pool`; `why` says what was found, for the operator.
 pub fn report(pool: &Pool, target: &Target, result: (Report, Finding), limits: &Limits, why: &str) {
@@ -13,6 +18,10 @@ pub fn report(pool: &Pool, target: &Target, result: (Report, Finding), limits: &
     let cause = || Cause { by, why: why.into(), since_unix_ms: unix_ms() };
     target.cell.heard(unix_ms());
     let Some(Applied { now, turned }) = target.cell.report(report, limits, cause) else { return };
+    let Some(kept_back) = may_tell() else { return };
+    if kept_back > 0 {
+        tracing::warn!("suppressed {kept_back} lines about health checks; pages and metrics have all");
+    }
     let health = if report == Report::Success { "healthy" } else { "unhealthy" };
     tracing::warn!(
         upstream = &*pool.id,
@@ -29,6 +38,31 @@ pub fn report(pool: &Pool, target: &Target, result: (Report, Finding), limits: &
     if turned {
         tell(pool, target, why);
     }
+}
+
+/// Reports whether one more line may be written, and how many were not in the ten seconds before.
+fn may_tell() -> Option<u64> {
+    static LINES: Mutex<Lines> = Mutex::new(Lines { window: 0, told: 0, kept_back: 0 });
+    let window = unix_ms() / 10_000;
+    let mut lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut before = 0;
+    if lines.window != window {
+        before = lines.kept_back;
+        *lines = Lines { window, told: 0, kept_back: 0 };
+    }
+    if lines.told >= MOST_LINES {
+        lines.kept_back += 1;
+        return None;
+    }
+    lines.told += 1;
+    Some(before)
+}
+
+/// Lines about health in a span of ten seconds.
+struct Lines {
+    window: u64,
+    told: u64,
+    kept_back: u64,
 }
 
 /// Lets a target in again that nothing probes.

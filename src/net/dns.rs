@@ -7,11 +7,12 @@
 
 mod failure;
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
@@ -30,7 +31,9 @@ use failure::{Known, known};
 pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Look-ups at one time: thousands of names at a start must not be thousands of sockets. Each takes up to eight
 /// while servers are silent, for it asks two, again and again.
-const AT_ONCE: usize = 32;
+const AT_ONCE: [usize; 3] = [32, 32, 16];
+/// Names whose last answer is known at most.
+const MOST_NAMES: usize = 100_000;
 
 /// Whom to ask, and how.
 #[derive(Clone, Debug)]
@@ -86,7 +89,18 @@ struct Inner {
     search: Vec<Name>,
     ndots: usize,
     hosts: Hosts,
-    slots: Semaphore,
+    /// For names that nobody knows yet, that were answered the last time, and that nobody answered: the
+    /// silence of some servers shall not hold up the names of others.
+    slots: [Semaphore; 3],
+    standing: Mutex<HashMap<Name, Standing>>,
+}
+
+/// What became of the last question for a name.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Standing {
+    New,
+    Answered,
+    Silent,
 }
 
 impl Resolver {
@@ -128,7 +142,8 @@ impl Resolver {
             search: if settings.search { search } else { Vec::new() },
             ndots: options.ndots,
             hosts,
-            slots: Semaphore::new(AT_ONCE),
+            slots: AT_ONCE.map(Semaphore::new),
+            standing: Mutex::default(),
         })))
     }
 
@@ -192,8 +207,14 @@ impl Resolver {
 
     /// One question. Where one of several servers answers with an error, the others are asked too.
     async fn ask(&self, name: &Name, kind: RecordType) -> Result<Answer<RData>, Failure> {
-        // The semaphore is never closed.
-        let _slot = self.0.slots.acquire().await;
+        let [new, answered, silent] = &self.0.slots;
+        let slots = match self.standing(name) {
+            Standing::New => new,
+            Standing::Answered => answered,
+            Standing::Silent => silent,
+        };
+        // The semaphores are never closed.
+        let _slot = slots.acquire().await;
         let mut asked = self.ask_of(&self.0.all, name, kind).await;
         for one in &self.0.each {
             if asked.as_ref().err().is_none_or(Failure::is_silence) {
@@ -205,7 +226,23 @@ impl Resolver {
                 asked = again;
             }
         }
+        let silent = asked.as_ref().is_err_and(Failure::is_silence);
+        self.note(name, if silent { Standing::Silent } else { Standing::Answered });
         asked
+    }
+
+    fn standing(&self, name: &Name) -> Standing {
+        let standing = self.0.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        standing.get(name).copied().unwrap_or(Standing::New)
+    }
+
+    fn note(&self, name: &Name, now: Standing) {
+        let mut standing = self.0.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Names that nobody asks for any more would add up.
+        if standing.len() >= MOST_NAMES {
+            standing.clear();
+        }
+        standing.insert(name.clone(), now);
     }
 
     async fn ask_of(

@@ -12,8 +12,9 @@ use std::fmt::Write as _;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,7 +25,7 @@ use hyper::{Method, Response, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -181,6 +182,8 @@ async fn exchange<T>(
     let request = written(&to, request)?;
     let connected = timeout(limits.connect, connect(to, secure)).await;
     let stream = connected.map_err(|_| HttpError::ConnectTimedOut(limits.connect))??;
+    // Interim answers (RFC 9110, 15.2) may come without end; chunks of one byte take six.
+    let stream = Bounded { stream, left: limits.body.saturating_mul(6).saturating_add(2 * MAX_HEAD) };
     let answered = async {
         let handshake = builder().handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| told_apart(&error))?;
@@ -244,6 +247,42 @@ fn written(to: &To<'_>, request: Request<'_>) -> Result<hyper::Request<Full<Byte
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(ready)
+}
+
+/// A stream of which only so many bytes are read.
+struct Bounded {
+    stream: Box<dyn Stream>,
+    left: usize,
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.left == 0 {
+            return Poll::Ready(Err(io::Error::other("more came than any answer needs")));
+        }
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.left = self.left.saturating_sub(buffer.filled().len() - before);
+        polled
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 /// A connected byte stream, with or without TLS.

@@ -16,8 +16,10 @@ use super::{Plan, Probed};
 use crate::balance::Target;
 use crate::certs::verify;
 use crate::health::Report;
+use crate::net::dial;
 use crate::net::http::{self, HttpError, Limits, Request, Secure, To};
 use crate::resource::{ActiveCheck, CheckKind, provider};
+use crate::session::ConnectFailure;
 
 /// Whom probes by https believe: the bundle of `apisix.ssl.ssl_trusted_certificate`, and anybody where
 /// `https_verify_certificate` is false.
@@ -86,6 +88,9 @@ pub(super) async fn probe(plan: &Plan, target: &Target) -> Probed {
             let report = active.judge(status)?;
             Some((report, format!("{method} {path} answers {status}")))
         }
+        // What this host lacks, or cannot say, is not the node's fault.
+        Err(HttpError::Request(_)) => None,
+        Err(HttpError::Connect(error)) if dial::failure(&error) == ConnectFailure::Exhausted => None,
         Err(error) => Some((meant(&error), error.to_string())),
     }
 }
@@ -95,7 +100,8 @@ fn secure(active: &ActiveCheck, host: &str, plan: &Plan) -> Result<Option<Secure
     if active.kind != CheckKind::Https {
         return Ok(None);
     }
-    let trust = if active.request.verify { &plan.trust.verified } else { &plan.trust.anybody };
+    let trust = &plan.shared.trust;
+    let trust = if active.request.verify { &trust.verified } else { &trust.anybody };
     let config = trust.clone().map_err(|why| format!("its certificate cannot be verified: {why}"))?;
     let bare = host.trim_matches(['[', ']']);
     // A Host header may carry a port, a server name may not.

@@ -7,43 +7,46 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use super::Plan;
+use super::{Plan, Probed};
 use crate::balance::Target;
 use crate::health::Report;
 use crate::net::dial::{self, DialError};
+use crate::session::ConnectFailure;
 
 /// What a node may send before it has to have said what is expected.
 const MOST: usize = 16 * 1024;
 
 /// The result, with what was found. That it connects is all that counts, unless `tcp_send` or
 /// `tcp_expect` is set.
-pub(super) async fn probe(plan: &Plan, target: &Target) -> (Report, String) {
+pub(super) async fn probe(plan: &Plan, target: &Target) -> Probed {
     let limit = plan.checks.active.timeout;
     let stream = match dial::connect(target.addr, limit, pin!(sleep(limit))).await {
         Ok(stream) => stream,
-        Err(error) => return failed(&error),
+        // What this host lacks is not the node's fault.
+        Err(error) if error.failure() == ConnectFailure::Exhausted => return None,
+        Err(error) => return Some(failed(&error)),
     };
     let extensions = &plan.extensions;
     if let Some(bytes) = &extensions.tcp_send
         && let Err(failure) = within(limit, "take what is sent", send(&stream, bytes)).await
     {
-        return failure;
+        return Some(failure);
     }
     if let Some(expected) = &extensions.tcp_expect {
         let mut heard = Vec::new();
         let step = expect(&stream, expected, &mut heard);
         if let Err((report, why)) = within(limit, "answer what is expected", step).await {
             let said = if heard.is_empty() { String::new() } else { format!("; it said {}", shown(&heard)) };
-            return (report, why + &said);
+            return Some((report, why + &said));
         }
     }
     let expects = extensions.tcp_expect.is_some();
     let why = if expects { "it answers what is expected" } else { "it takes connections" };
-    (Report::Success, why.into())
+    Some((Report::Success, why.into()))
 }
 
 /// What a failed connection means.
-pub(super) fn failed(error: &DialError) -> (Report, String) {
+fn failed(error: &DialError) -> (Report, String) {
     let report = if matches!(error, DialError::TimedOut(_)) { Report::Timeout } else { Report::TcpFailure };
     (report, error.to_string())
 }

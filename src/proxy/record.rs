@@ -146,8 +146,13 @@ impl Record {
             node.stats.ewma.record(failed.after.max(Duration::from_secs(1)), Instant::now().into_std());
         }
         if let Some(health) = &node.health {
-            blame(pool, health, (failure, again), failed.why);
+            blame(pool, health, (failure, again), &self.told(failed.why));
         }
+    }
+
+    /// What was found, with the node: a check may probe another port of it.
+    fn told(&self, why: &str) -> String {
+        format!("a session found {}: {why}", self.tried())
     }
 
     /// Notes that the node in use refuses what it is sent, and that no other one will be tried.
@@ -155,7 +160,7 @@ impl Record {
         let Some(node) = &self.node else { return };
         node.stats.failed(failed.failure);
         if let Some(health) = &node.health {
-            blame(pool, health, (failed.failure, false), failed.why);
+            blame(pool, health, (failed.failure, false), &self.told(failed.why));
         }
     }
 

@@ -84,7 +84,7 @@ fn hide(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             for (name, inner) in fields {
-                if is_secret(name) && !inner.is_object() && !inner.is_array() {
+                if is_secret(name) && !inner.is_object() && !inner.is_array() && *inner != "" {
                     *inner = HIDDEN.into();
                 } else {
                     hide(inner);
@@ -109,7 +109,10 @@ fn hide(value: &mut Value) {
 /// Fields that hold secrets by their name: `tls.client_key`, `redis_password`, `secret_key`, `token`.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    name == "client_key" || ["password", "passwd", "secret", "token"].iter().any(|word| name.contains(word))
+    // What a probe says may be a login.
+    let says = ["client_key", "http_req_body", "streamgate/tcp-send", "streamgate/tcp_send"];
+    says.contains(&name.as_str())
+        || ["password", "passwd", "secret", "token"].iter().any(|word| name.contains(word))
 }
 
 /// Headers that carry credentials (RFC 9110, section 11.6; RFC 6265).

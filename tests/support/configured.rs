@@ -8,6 +8,7 @@ use std::thread;
 
 use serde_json::Value;
 use streamgate::health::{Cause, Cell, Finding, Limits, Report, Standing};
+use streamgate::live::Budget;
 use streamgate::probe::{self, Trust};
 use streamgate::resource::Kind;
 use streamgate::session::Transport;
@@ -45,7 +46,9 @@ impl Configured {
         let (token, live) = (stop.clone(), objects.live.clone());
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(probe::run(published, live, trust, told, token));
+            let descriptors = Budget::new(10_000);
+            let means = probe::Means { published, live, trust, descriptors };
+            runtime.block_on(probe::run(means, told, token));
         });
         Self { gateway, objects, changed, stop }
     }

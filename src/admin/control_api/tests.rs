@@ -199,7 +199,10 @@ fn a_session_that_ends_says_how() {
     assert_eq!(ask("server=127.0.0.1:3&tls=true")["end"], "tls_no_sni");
     assert_eq!(ask("server=127.0.0.1:3&tls=true&sni=A.b.")["ssl"]["name"], "a.b");
     let pending = ask("server=127.0.0.1:2");
-    assert!(pending["reason"].as_str().unwrap().contains("has not been answered for; sessions wait"), "{pending}");
+    assert!(
+        pending["reason"].as_str().unwrap().contains("has not been answered for; sessions wait"),
+        "{pending}"
+    );
     assert_eq!((&pending["end"], &pending["node"]), (&Value::Null, &Value::Null));
     assert_eq!(pending["dns"], json!({"names": [], "pending": ["db.test"]}));
     assert_eq!(ask("server=127.0.0.1:3&others=0")["rest"], json!(["2 rules for other ports"]));

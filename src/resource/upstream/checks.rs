@@ -4,6 +4,7 @@
 //! then lua-resty-healthcheck takes an interval of 0, which means that targets in that state are not
 //! probed at all (`resty/healthcheck.lua:1489-1520`).
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::super::document::Document;
@@ -183,7 +184,7 @@ fn read_active(
         host_header,
         request: HttpCheck {
             method: active.boxed("http_method").unwrap_or_else(|| "GET".into()),
-            path: active.boxed("http_path").unwrap_or_else(|| "/".into()),
+            path: path(&active, owner, notes),
             body: active.boxed("http_req_body").unwrap_or_default(),
             headers: headers(&mut active, owner, notes),
             verify: active
@@ -226,6 +227,29 @@ fn statuses(written: Option<&serde_json::Value>, default: &[u16]) -> Box<[u16]> 
     list.iter().filter_map(number).collect()
 }
 
+/// `http_path` as it can be sent: it begins with a slash, and what no path may hold is percent-encoded
+/// (RFC 3986, 3.3). APISIX sends it as it is.
+fn path(active: &Document, owner: &str, notes: &mut Notes) -> Box<str> {
+    let written = active.text("http_path").unwrap_or("/");
+    let mut path = String::with_capacity(written.len() + 1);
+    if !written.starts_with('/') {
+        path.push('/');
+    }
+    for byte in written.bytes() {
+        if byte.is_ascii_graphic() && !b"\"<>\\^`{|}#".contains(&byte) {
+            path.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(path, "%{byte:02X}");
+        }
+    }
+    if path != written {
+        let why = format!("{owner}: /checks/active/http_path is {written:?}, which is asked for as {path:?}");
+        notes.differs("SG-104", why);
+    }
+    path.into()
+}
+
 /// `req_headers`, each cut at its colon.
 fn headers(active: &mut Document, owner: &str, notes: &mut Notes) -> Vec<(Box<str>, Box<str>)> {
     let written = active.take("req_headers");
@@ -233,7 +257,7 @@ fn headers(active: &mut Document, owner: &str, notes: &mut Notes) -> Vec<(Box<st
     for line in written.as_ref().and_then(serde_json::Value::as_array).into_iter().flatten() {
         let line = line.as_str().unwrap_or_default();
         match line.split_once(':') {
-            Some((name, value)) if is_token(name.trim()) && !value.contains(['\r', '\n', '\0']) => {
+            Some((name, value)) if is_token(name.trim()) && !value.contains(|c: char| c.is_control() && c != '\t') => {
                 found.push((name.trim().into(), value.trim().into()));
             }
             _ => notes.differs(
