@@ -268,3 +268,36 @@ fn sessions_leave_a_node_with_its_second_failed_probe() {
     assert_eq!(answers.iter().filter(|answered| **answered).count(), 2, "all are down: all are used");
     assert_eq!(stats.all_down.count(), 4);
 }
+
+#[test]
+fn a_probe_under_way_is_judged_whatever_edits_come() {
+    let (waiting, pause) = (Waiting::default(), Duration::from_mins(1));
+    let patient = Patient::slow(&waiting, pause);
+    let silent = |concurrency: u32| {
+        let more =
+            json!({"type": "http", "timeout": 1, "concurrency": concurrency, "unhealthy": {"timeouts": 1}});
+        upstream(&[patient.addr, ([127, 0, 0, 9], 9).into()], &checks(&more))
+    };
+    let mut gateway = Configured::to(&silent(1));
+    let mut turn = 1;
+    poll_until("its end", || {
+        turn += 1;
+        gateway.put_upstream(&silent(1 + turn % 50));
+        (!gateway.standing(patient.addr).state.is_usable()).then_some(())
+    });
+}
+
+#[test]
+fn a_node_that_was_down_is_so_when_it_comes_back_soon() {
+    let (well, lost) = (Patient::new(Manner::Silent), Patient::refusing());
+    let slow = checks(&json!({"unhealthy": {"interval": 600}}));
+    let mut gateway = Configured::to(&upstream(&[well.addr, lost.addr], &slow));
+    gateway.until_usable(lost.addr, false);
+    gateway.put_upstream(&upstream(&[well.addr], &slow));
+    // Two changes that are looked at apart.
+    poll_until("a probe of the other", || (well.count() >= 2).then_some(()));
+    let visits = well.count();
+    poll_until("one more", || (well.count() > visits).then_some(()));
+    gateway.put_upstream(&upstream(&[well.addr, lost.addr], &slow));
+    assert!(!gateway.standing(lost.addr).state.is_usable(), "it is forgotten");
+}

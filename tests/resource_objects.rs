@@ -277,6 +277,23 @@ fn fields_of_checks_that_nothing_reads_are_told() {
 }
 
 #[test]
+fn paths_of_checks_can_be_sent() {
+    for (written, path, told) in [
+        ("/ready?deep=1", "/ready?deep=1", false),
+        ("health", "/health", true),
+        ("", "/", true),
+        ("/a b", "/a%20b", true),
+        ("/a\r\nX: y", "/a%0D%0AX:%20y", true),
+        ("/\u{e4}", "/%C3%A4", true),
+    ] {
+        let checks = json!({"nodes": {}, "checks": {"active": {"http_path": written}}});
+        let (parsed, warnings) = upstream(&checks.to_string());
+        assert_eq!(&*parsed.checks.unwrap().active.request.path, path);
+        assert_eq!(!warnings.is_empty(), told, "{warnings:?}");
+    }
+}
+
+#[test]
 fn a_half_that_is_absent_is_not_probed() {
     let (parsed, _) = upstream(r#"{"nodes":{},"checks":{"active":{"type":"tcp","unhealthy":{}}}}"#);
     let active = &parsed.checks.unwrap().active;

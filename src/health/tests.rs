@@ -90,6 +90,9 @@ fn cells_count_the_unusable_and_tell_why() {
     assert!(second.turned && !cell.is_usable());
     assert_eq!(cell.report(Report::TcpFailure, &Limits::ACTIVE, || cause("three")), None);
     assert_eq!((down.count(), &*cell.cause().unwrap().why), (1, "two"));
+    // On the way back and away from it, it is still down for what it was taken out for.
+    cell.report(Report::Success, &Limits::ACTIVE, || cause("an answer")).unwrap();
+    assert_eq!((cell.standing().state, &*cell.cause().unwrap().why), (State::MostlyUnhealthy, "two"));
     assert!(cell.revive(cause("time is over")) && !cell.revive(cause("again")));
     assert_eq!((down.count(), cell.relapses()), (0, 1));
     for _ in 0..2 {

@@ -226,3 +226,10 @@ fn what_is_no_letter_is_encoded() {
     assert_eq!(encoded("a-b_c.d~e@@f/g?h&i=j k"), "a-b_c.d~e%40%40f%2Fg%3Fh%26i%3Dj%20k");
     assert_eq!(encoded("ä"), "%C3%A4");
 }
+
+#[tokio::test]
+async fn interim_answers_do_not_go_on_for_ever() {
+    let endless = "HTTP/1.1 100 Continue\r\n\r\n".repeat(1 << 16);
+    let error = get(endless, Limits { body: 0, ..LIMITS }).await.unwrap_err();
+    assert!(error.to_string().contains("more came than any answer needs"), "{error}");
+}
