@@ -439,6 +439,7 @@ impl Picked {
 impl std::ops::Deref for Assigned {
     type Target = Stats;
 
+    #[inline]
     fn deref(&self) -> &Stats {
         &self.0
     }

@@ -129,11 +129,13 @@ impl Stats {
     }
 
     /// Counts in a session that was given this node, connected or not yet.
+    #[inline]
     pub fn assign(&self) {
         self.in_flight.fetch_add(1, Relaxed);
     }
 
     /// Counts out what [`Self::assign`] counted in.
+    #[inline]
     pub fn unassign(&self) {
         self.in_flight.fetch_sub(1, Relaxed);
     }
@@ -146,6 +148,7 @@ impl Stats {
     }
 
     /// Counts one ending.
+    #[inline]
     pub fn ended(&self, end: End) {
         let ended = self.ended.get_or_init(|| Box::new(std::array::from_fn(|_| AtomicU64::new(0))));
         ended[end.index()].fetch_add(1, Relaxed);
@@ -170,11 +173,13 @@ impl Stats {
     }
 
     /// Adds bytes from the client while the session lives.
+    #[inline]
     pub fn add_received(&self, bytes: u64) {
         self.received.fetch_add(bytes, Relaxed);
     }
 
     /// Adds bytes to the client while the session lives.
+    #[inline]
     pub fn add_sent(&self, bytes: u64) {
         self.sent.fetch_add(bytes, Relaxed);
     }
@@ -193,6 +198,7 @@ pub struct ActiveGuard(Arc<Stats>);
 impl Deref for ActiveGuard {
     type Target = Stats;
 
+    #[inline]
     fn deref(&self) -> &Stats {
         &self.0
     }

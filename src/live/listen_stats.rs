@@ -66,21 +66,25 @@ impl ListenStats {
     }
 
     /// Adds bytes read from a client.
+    #[inline]
     pub fn add_received(&self, bytes: u64) {
         self.received.fetch_add(bytes, Relaxed);
     }
 
     /// Adds bytes written to a client.
+    #[inline]
     pub fn add_sent(&self, bytes: u64) {
         self.sent.fetch_add(bytes, Relaxed);
     }
 
     /// Adds bytes read from a node.
+    #[inline]
     pub fn add_upstream_received(&self, bytes: u64) {
         self.upstream_received.fetch_add(bytes, Relaxed);
     }
 
     /// Adds bytes written to a node.
+    #[inline]
     pub fn add_upstream_sent(&self, bytes: u64) {
         self.upstream_sent.fetch_add(bytes, Relaxed);
     }
@@ -104,6 +108,7 @@ pub struct ListenGuard(Arc<ListenStats>);
 impl Deref for ListenGuard {
     type Target = ListenStats;
 
+    #[inline]
     fn deref(&self) -> &ListenStats {
         &self.0
     }

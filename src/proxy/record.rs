@@ -123,6 +123,7 @@ impl Record {
     }
 
     /// Notes that a node is tried and counts the session in there.
+    #[inline]
     pub(super) fn attempt(&mut self, picked: Picked) {
         self.attempts += 1;
         let Picked { node, assigned } = picked;
@@ -180,6 +181,7 @@ impl Record {
     }
 
     /// Counts a connect time on route and node. Not for UDP, where nothing is waited for.
+    #[inline]
     pub(super) fn count_connect(&self, pool: &Pool) {
         let Some(took) = self.connect else { return };
         if let Some((route, _)) = &self.route {
@@ -194,6 +196,7 @@ impl Record {
     }
 
     /// Counts bytes while the session runs.
+    #[inline]
     pub(super) fn moved(&mut self, moved: Traffic) {
         self.traffic.received += moved.received;
         self.traffic.sent += moved.sent;

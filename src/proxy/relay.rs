@@ -151,6 +151,7 @@ struct Relay<'a, D> {
 }
 
 impl<'a, D: Carry<'a>> Relay<'a, D> {
+    #[inline]
     fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Ending> {
         for side in [Side::Client, Side::Upstream] {
             if let Some(ending) = self.advance(cx, side, timer.as_mut()) {
@@ -169,6 +170,7 @@ impl<'a, D: Carry<'a>> Relay<'a, D> {
     }
 
     /// Moves what one side has sent.
+    #[inline]
     fn advance(&mut self, cx: &mut Context<'_>, from: Side, timer: Pin<&mut Sleep>) -> Option<Ending> {
         let (direction, other, to) = match from {
             Side::Client => (&mut self.up, &mut self.down, Side::Upstream),

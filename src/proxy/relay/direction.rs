@@ -176,6 +176,7 @@ impl<'a> Carry<'a> for Direction<'a> {
         self.finished || self.blocked
     }
 
+    #[inline]
     fn advance(&mut self, cx: &mut Context<'_>) -> Step {
         let (rounds, mut left) = TURN;
         for _ in 0..rounds {
@@ -213,6 +214,7 @@ impl<'a> Carry<'a> for Direction<'a> {
         self.moved > 0
     }
 
+    #[inline]
     fn take_moved(&mut self) -> u64 {
         mem::take(&mut self.moved)
     }
