@@ -183,12 +183,6 @@ impl Pool {
         Self { service, ..self }
     }
 
-    /// The service whose instances its nodes are.
-    #[must_use]
-    pub fn service(&self) -> Option<&Arc<Discovery>> {
-        self.service.as_ref()
-    }
-
     /// Why it has no node that can be dialled, where that is so: what has to be mended.
     #[must_use]
     pub fn why_empty(&self) -> String {

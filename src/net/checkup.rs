@@ -3,7 +3,7 @@
 //! Probes bring results, and sessions that could not connect. The line about a counted result is the one
 //! that APISIX's operators look for (`resty/healthcheck.lua:757`).
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::balance::{Pool, Target};
 use crate::health::{Applied, Cause, Cell, Finding, Limits, Report};
@@ -40,29 +40,30 @@ pub fn report(pool: &Pool, target: &Target, result: (Report, Finding), limits: &
     }
 }
 
-/// Reports whether one more line may be written, and how many were not in the ten seconds before.
+/// Reports whether one more line may be written, and how many were not before. Without a lock: sessions
+/// report from their workers, and shall not wait for the control plane.
 fn may_tell() -> Option<u64> {
-    static LINES: Mutex<Lines> = Mutex::new(Lines { window: 0, told: 0, kept_back: 0 });
-    let window = unix_ms() / 10_000;
-    let mut lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut before = 0;
-    if lines.window != window {
-        before = lines.kept_back;
-        *lines = Lines { window, told: 0, kept_back: 0 };
-    }
-    if lines.told >= MOST_LINES {
-        lines.kept_back += 1;
-        return None;
-    }
-    lines.told += 1;
-    Some(before)
+    static LINES: Lines = Lines { wanted: AtomicU64::new(0), kept_back: AtomicU64::new(0) };
+    LINES.may_tell(unix_ms() / 10_000)
 }
 
 /// Lines about health in a span of ten seconds.
 struct Lines {
-    window: u64,
-    told: u64,
-    kept_back: u64,
+    /// The span, and in the lower half how many lines have been wanted in it.
+    wanted: AtomicU64,
+    kept_back: AtomicU64,
+}
+
+impl Lines {
+    fn may_tell(&self, span: u64) -> Option<u64> {
+        let count = |wanted| if wanted >> 32 == span { wanted + 1 } else { span << 32 | 1 };
+        let before = self.wanted.fetch_update(Relaxed, Relaxed, |wanted| Some(count(wanted))).unwrap_or(0);
+        if count(before) & u64::from(u32::MAX) > MOST_LINES {
+            self.kept_back.fetch_add(1, Relaxed);
+            return None;
+        }
+        Some(if before >> 32 == span { 0 } else { self.kept_back.swap(0, Relaxed) })
+    }
 }
 
 /// Lets a target in again that nothing probes.
@@ -100,5 +101,23 @@ fn tell(pool: &Pool, target: &Target, why: &str) {
             node = %addr,
             "upstream {id}: {addr} is down: {why}; now all {all} are down, and sessions are sent to all of them",
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_lines_are_told_in_a_span_and_the_next_says_what_was_not() {
+        let lines = Lines { wanted: AtomicU64::new(0), kept_back: AtomicU64::new(0) };
+        for _ in 0..MOST_LINES {
+            assert_eq!(lines.may_tell(7), Some(0));
+        }
+        for _ in 0..3 {
+            assert_eq!(lines.may_tell(7), None);
+        }
+        assert_eq!(lines.may_tell(8), Some(3));
+        assert_eq!(lines.may_tell(8), Some(0));
     }
 }

@@ -25,7 +25,7 @@ use crate::proxy::opening::{self, Opened};
 use crate::proxy::record::{Failed, Record};
 use crate::proxy::relay::{self, Direction, Secure, Wire};
 use crate::proxy::steer::Seat;
-use crate::proxy::worker::Refusal;
+use crate::proxy::worker::{Refusal, nobody_left};
 use crate::session::{End, Traffic};
 
 /// Failed attempts that the log describes; with many nodes the rest says nothing new.
@@ -272,14 +272,6 @@ async fn greeted(
 ) -> Result<Reached, DialError> {
     let tls = greet::greet(&stream, record, tls.as_deref(), limit, timer).await?;
     Ok((stream, tls.map(Box::new)))
-}
-
-fn nobody_left(pool: &Pool, attempts: u32, mut failures: String) -> Refusal {
-    if attempts == 0 {
-        return (End::NoNode, format!("upstream {}: {}", pool.id, pool.why_empty()));
-    }
-    failures.push_str("; every node was tried");
-    (End::ConnectFailed, failures)
 }
 
 fn describe(failures: &mut String, record: &Record, error: &str) {

@@ -54,6 +54,15 @@ pub(super) struct Place {
 /// Why a session got no further, with what the log shall say.
 pub(super) type Refusal = (End, String);
 
+/// Why a session got no node after so many attempts; `failures` says what became of those.
+pub(super) fn nobody_left(pool: &Pool, attempts: u32, mut failures: String) -> Refusal {
+    if attempts == 0 {
+        return (End::NoNode, format!("upstream {}: {}", pool.id, pool.why_empty()));
+    }
+    failures.push_str("; every node was tried");
+    (End::ConnectFailed, failures)
+}
+
 impl Worker {
     /// `associations` is this worker's share of the process's.
     pub(super) fn new(shared: Shared, place: Place, associations: usize) -> Self {

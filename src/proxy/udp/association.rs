@@ -21,7 +21,7 @@ use crate::proxy::udp::batch::Batch;
 use crate::proxy::udp::flight::{Segments, Way};
 use crate::proxy::udp::nodes::Nodes;
 use crate::proxy::udp::trial::{self, Next, Trial};
-use crate::proxy::worker::{Refusal, Worker};
+use crate::proxy::worker::{Refusal, Worker, nobody_left};
 use crate::session::{End, Inbound, Traffic, Transport};
 
 /// What the table keeps.
@@ -102,18 +102,17 @@ impl Association {
     }
 
     /// Its node refused a datagram: where it has never answered, the next one gets what the client has
-    /// said. Reports whether there is one.
-    pub(super) fn fail_over(&mut self, id: Id, nodes: &Nodes) -> bool {
+    /// said.
+    pub(super) fn fail_over(&mut self, id: Id, nodes: &Nodes) {
         let next = self.trial.as_mut().and_then(|trial| trial.next(&mut self.record, (id, nodes)));
         if next.as_ref().is_none_or(|next| next.refused) {
             self.trial = None;
         }
-        let Some(Next { socket, ipv6, .. }) = next else { return false };
+        let Some(Next { socket, ipv6, .. }) = next else { return };
         // The socket of the old one leaves the watch as it is closed.
         self.upstream = socket;
         self.ipv6 = ipv6;
         self.to_node = Segments::default();
-        true
     }
 
     /// Ends it.
@@ -207,11 +206,11 @@ struct Opened {
 /// there is no way to it; what it refuses comes back later.
 fn open(worker: &Worker, record: &mut Record) -> Result<Opened, Refusal> {
     let pool = record.route()?;
-    let (mut tried, mut descriptor) = (Tried::default(), None);
+    let (mut tried, mut descriptor, mut failure) = (Tried::default(), None, String::new());
     loop {
         let now = Instant::now();
         let Some(picked) = pool.pick(&record.inbound, now.into_std(), &mut tried) else {
-            return Err((End::NoNode, format!("upstream {}: {}", pool.id, pool.why_empty())));
+            return Err(nobody_left(&pool, record.attempts, failure));
         };
         let held = match descriptor.take() {
             Some(held) => held,
@@ -239,6 +238,7 @@ fn open(worker: &Worker, record: &mut Record) -> Result<Opened, Refusal> {
                     let end = if exhausted { End::Limit } else { End::ConnectFailed };
                     return Err((end, format!("{label}: {why}")));
                 }
+                failure = format!("{label}: {why}");
                 descriptor = Some(held);
             }
         }
