@@ -36,6 +36,7 @@ use crate::live::node_state::NodeState;
 use crate::live::totals::Totals;
 use crate::metrics::{Metrics, number};
 use crate::net::clock::unix_ms;
+use crate::net::this_host::this_host;
 use crate::resource::Kind;
 use crate::session::{End, Transport};
 use crate::snapshot::{Published, Snapshot};
@@ -58,7 +59,7 @@ pub struct Admin {
     etcd_prefix: Box<str>,
     prefix: Box<str>,
     max_series: usize,
-    hostname: Box<str>,
+    hostname: Arc<str>,
     /// Size of the last page: room for the next one.
     page_bytes: AtomicUsize,
 }
@@ -89,7 +90,6 @@ impl Admin {
     /// they are served at all is said by [`Pages`].
     #[must_use]
     pub fn new(parts: Parts, prometheus: Option<&Prometheus>) -> Self {
-        let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         Self {
             metrics: parts.metrics,
             published: parts.published,
@@ -101,7 +101,7 @@ impl Admin {
             etcd_prefix: parts.etcd_prefix,
             prefix: prometheus.map_or("apisix_", |prometheus| &*prometheus.prefix).into(),
             max_series: prometheus.map_or(200_000, |prometheus| prometheus.max_series),
-            hostname: hostname.trim().into(),
+            hostname: this_host().hostname,
             page_bytes: AtomicUsize::new(0),
         }
     }

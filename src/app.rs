@@ -29,6 +29,7 @@ use crate::live::{Budget, Live, NodeCounters};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::net::clock::unix_ms;
+use crate::net::this_host::this_host;
 use crate::net::{bind, limits};
 use crate::probe::{self, Trust};
 use crate::proxy::{Crew, ListenError, Listens, Opened, PIPE_SIZE, Shared, Workers};
@@ -342,12 +343,15 @@ fn shared(
     }
     metrics.udp_associations_limit.set(crate::metrics::count(udp_associations));
     let (outcomes, received) = mpsc::channel(OUTCOMES);
+    let (reports, _) = mpsc::channel(OUTCOMES);
     let log = tokio::spawn(log::outcomes(received));
     let shared = Shared {
         published: published.clone(),
         node: Arc::new(NodeCounters::default()),
         totals,
         outcomes,
+        reports,
+        host: Arc::new(this_host()),
         // Lines are written about abnormal endings alone.
         every_outcome: false,
         sessions: Budget::new(sessions),

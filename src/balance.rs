@@ -13,7 +13,6 @@ mod checked;
 mod preview;
 mod ring;
 mod set;
-mod template;
 mod turns;
 
 use std::net::{IpAddr, SocketAddr};
@@ -26,9 +25,9 @@ use crate::health::Cell;
 use crate::live::Stats;
 use crate::resource::{Balancer, Discovery, HashKey, Timeouts};
 use crate::session::Inbound;
+use crate::template::Template;
 pub use checked::{Checked, Target};
 use set::{Method, Set};
-pub use template::Template;
 
 /// A node that can be dialled.
 #[derive(Clone, Debug)]

@@ -53,3 +53,4 @@ pub mod snapshot;
 pub mod sni;
 pub mod source;
 pub mod store;
+pub mod template;

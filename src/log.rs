@@ -7,6 +7,7 @@
 mod cap;
 mod lines;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::Counter;
@@ -19,6 +20,7 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 use self::cap::Cap;
 pub use self::lines::{Flush, Lines};
 use crate::session::{End, Outcome};
+use crate::snapshot::Ended;
 
 /// How lines look.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -99,7 +101,7 @@ fn filter(level: &str) -> Result<EnvFilter, InitError> {
 ///
 /// An ending that comes in masses has its first lines of each [`WINDOW`] written; how many there
 /// were besides is told at the window's end.
-pub async fn outcomes(mut outcomes: mpsc::Receiver<Outcome>) {
+pub async fn outcomes(mut outcomes: mpsc::Receiver<Arc<Ended>>) {
     let mut cap = Cap::new(LINES, WINDOW, Instant::now());
     loop {
         let outcome = tokio::select! {
@@ -109,12 +111,13 @@ pub async fn outcomes(mut outcomes: mpsc::Receiver<Outcome>) {
                 continue;
             }
         };
-        let Some(outcome) = outcome else { break };
+        let Some(ended) = outcome else { break };
+        let outcome = &ended.outcome;
         if cap.window_end() <= Instant::now() {
             suppressed(&mut cap);
         }
         if !outcome.end.is_normal() && cap.admit(outcome.end) {
-            write(&outcome);
+            write(outcome);
         }
     }
     suppressed(&mut cap);
@@ -221,12 +224,16 @@ fn sentence(end: End) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use tracing_subscriber::fmt::MakeWriter;
 
     use super::*;
     use crate::session::{Inbound, Traffic, Transport};
+
+    fn ended(end: End) -> Arc<Ended> {
+        Arc::new(Ended { outcome: outcome(end), route: None })
+    }
 
     fn outcome(end: End) -> Outcome {
         let (client, server) = ("10.0.0.1:5000".parse().unwrap(), "10.0.0.2:9100".parse().unwrap());
@@ -284,7 +291,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_line_names_everything() {
         let (sender, receiver) = mpsc::channel(8);
-        sender.try_send(outcome(End::ConnectFailed)).unwrap();
+        sender.try_send(ended(End::ConnectFailed)).unwrap();
         drop(sender);
         let lines = logged(outcomes(receiver)).await;
         let [line] = &*lines else { panic!("{lines:?}") };
@@ -316,7 +323,7 @@ mod tests {
     async fn normal_endings_are_silent_and_quiet_ones_at_info() {
         let (sender, receiver) = mpsc::channel(64);
         for end in End::ALL {
-            sender.try_send(outcome(*end)).unwrap();
+            sender.try_send(ended(*end)).unwrap();
         }
         drop(sender);
         let lines = logged(outcomes(receiver)).await;
@@ -337,11 +344,11 @@ mod tests {
         let lines = logged(async {
             let feed = async move {
                 for _ in 0..LINES + 70 {
-                    sender.send(outcome(End::NoRoute)).await.unwrap();
+                    sender.send(ended(End::NoRoute)).await.unwrap();
                 }
-                sender.send(outcome(End::NoNode)).await.unwrap();
+                sender.send(ended(End::NoNode)).await.unwrap();
                 tokio::time::sleep(WINDOW * 2).await;
-                sender.send(outcome(End::NoRoute)).await.unwrap();
+                sender.send(ended(End::NoRoute)).await.unwrap();
             };
             tokio::join!(outcomes(receiver), feed);
         })

@@ -12,6 +12,7 @@ mod each;
 pub mod holder;
 pub mod http;
 pub mod limits;
+pub mod this_host;
 pub mod tls;
 pub mod transfer;
 

@@ -1,108 +1,229 @@
-//! What runs between the choice of a route and the choice of a node.
+//! What runs between the choice of a route and the choice of a node, and what hears of a session's end.
 //!
-//! Plugins are an enum, not trait objects: the pipeline is known. Until a plugin is built, one that
-//! could refuse or redirect sessions refuses them all, so that nothing is let through unchecked.
+//! A plugin is a file here that implements [`Stage`], and a line in [`stages!`]. They are variants of an
+//! enum, not trait objects: the pipeline is known. Whatever the order of a configuration, they run by
+//! their fixed priority, as in APISIX.
+//!
+//! Plugins see and change a session through its [`Scene`] and tell what they want by a [`Decision`];
+//! they never wait, read or send themselves. `proxy` does what they ask for, `explain` only tells it.
 
+pub mod ip_restriction;
+pub mod limit_bandwidth;
+pub mod limit_conn;
+pub mod limit_rate;
+pub mod mqtt_proxy;
+pub mod prometheus;
+mod run;
+mod scene;
+pub mod syslog;
+pub mod traffic_split;
+
+use std::fmt;
 use std::sync::Arc;
 
-use crate::resource::PluginConf;
-use crate::session::Inbound;
+use serde_json::Value;
 
-/// A plugin of a route, ready to run.
-#[derive(Clone, Debug)]
-pub enum Plugin {
-    /// `prometheus`: the route has `apisix_stream_*` series.
-    Prometheus {
-        /// `prefer_name`: the route label is its name where it has one.
-        prefer_name: bool,
-    },
-    /// A plugin of a service whose configuration cannot be used.
-    Unusable {
-        /// Its name.
-        name: Box<str>,
-        /// What is wrong with it.
-        why: Box<str>,
-    },
-    /// A plugin that is not built yet and would refuse or redirect sessions.
-    Unbuilt {
-        /// Its name.
-        name: Box<str>,
-    },
-}
+pub use self::run::{Decision, Run, Step};
+pub use self::scene::{Choice, Given, Kept, RouteFacts, Scene};
+use crate::expr::Expr;
+use crate::live::Live;
+use crate::resource::{Key, PluginConf};
+use crate::session::Variable;
 
-/// What a plugin says about a session.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Decision {
-    /// Go on.
-    Pass,
-    /// Close it; the code is the one `apisix_stream_status` shows.
-    Deny {
-        /// 403, 503, …
-        code: u16,
-        /// For the log.
-        why: String,
-    },
-}
+/// One kind of plugin.
+pub trait Stage: fmt::Debug + Sized {
+    /// The name in `plugins`.
+    const NAME: &'static str;
+    /// Higher ones run earlier (`apisix/stream/plugins/*.lua`).
+    const PRIORITY: i32;
+    /// It only hears of the end of a session: without it lines or series are missing, not protection.
+    const REPORTS: bool = false;
 
-/// Plugins in the order they run, and sentences about those that do nothing yet. A plugin that is
-/// switched off (`_meta.disable`) or not enabled (`stream_plugins`) is left out, as in APISIX.
-#[must_use]
-pub fn compile(confs: &[&PluginConf]) -> (Arc<[Plugin]>, Vec<String>) {
-    let mut confs: Vec<_> = confs.iter().filter(|conf| conf.enabled && !conf.disabled).collect();
-    confs.sort_by_key(|conf| std::cmp::Reverse(priority(&conf.name)));
-    let (mut plugins, mut degraded) = (Vec::new(), Vec::new());
-    for conf in confs {
-        if let Some(why) = &conf.broken {
-            degraded.push(format!("plugin {}: {why}; its sessions are refused", conf.name));
-            plugins.push(Plugin::Unusable { name: conf.name.clone(), why: why.clone() });
-            continue;
-        }
-        match &*conf.name {
-            "prometheus" => {
-                let prefer_name = conf.conf.get("prefer_name").and_then(serde_json::Value::as_bool);
-                plugins.push(Plugin::Prometheus { prefer_name: prefer_name.unwrap_or(false) });
-            }
-            // It only reports: leaving it out loses lines, not traffic.
-            "syslog" => degraded.push("plugin syslog is not built yet: no lines are sent".into()),
-            name => {
-                degraded.push(format!("plugin {name} is not built yet: its sessions are refused"));
-                plugins.push(Plugin::Unbuilt { name: name.into() });
-            }
-        }
-    }
-    // Of nothing, one for all: a conversion would allocate for each route.
-    (if plugins.is_empty() { Arc::default() } else { plugins.into() }, degraded)
-}
+    /// Makes one of a configuration that its schema has accepted and filled. The error is a sentence
+    /// that reads on after the name of the plugin.
+    fn compile(conf: &Value, ground: &Ground<'_>) -> Result<Self, String>;
 
-/// The fixed priority of a stream plugin, higher first (`apisix/stream/plugins/*.lua`).
-fn priority(name: &str) -> i32 {
-    match name {
-        "ip-restriction" => 3000,
-        "limit-conn" => 1003,
-        "mqtt-proxy" => 1000,
-        "traffic-split" => 966,
-        "prometheus" => 500,
-        "syslog" => 401,
-        _ => 0,
-    }
-}
-
-impl Plugin {
     /// Decides about a session before a node is chosen.
-    #[must_use]
-    pub fn preread(&self, inbound: &Inbound) -> Decision {
-        let _ = inbound;
-        match self {
-            Self::Prometheus { .. } => Decision::Pass,
-            Self::Unusable { name, why } => {
-                Decision::Deny { code: 500, why: format!("plugin {name} cannot be used: {why}") }
+    fn preread(&self, scene: &mut Scene<'_>) -> Decision {
+        let _ = scene;
+        Decision::Pass
+    }
+}
+
+/// What a plugin is made with besides its configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Ground<'a> {
+    /// The stream_route or service whose configuration it is.
+    pub owner: &'a Key,
+    /// State that outlives snapshots.
+    pub live: &'a Live,
+}
+
+/// A configuration with the object it stands in.
+#[derive(Clone, Debug)]
+pub struct Attached<'a> {
+    /// The stream_route or service.
+    pub owner: Key,
+    /// The entry of its `plugins`.
+    pub conf: &'a PluginConf,
+}
+
+/// Declares [`Plugin`] and what is done with each kind, from one list.
+macro_rules! stages {
+    ($($module:ident::$stage:ident),* $(,)?) => {
+        /// A plugin of a route, ready to run.
+        #[derive(Debug)]
+        pub enum Plugin {
+            $(#[doc = concat!("`", stringify!($module), "`.")] $stage($module::$stage),)*
+            /// One whose configuration cannot be used: why. It refuses every session.
+            Unusable(Box<str>),
+        }
+
+        impl Plugin {
+            fn preread(&self, scene: &mut Scene<'_>) -> Decision {
+                match self {
+                    $(Self::$stage(stage) => stage.preread(scene),)*
+                    Self::Unusable(why) => Decision::Deny { code: 500, why: format!("it cannot be used: {why}") },
+                }
             }
-            Self::Unbuilt { name } => Decision::Deny {
-                code: 503,
-                why: format!(
-                    "plugin {name} is configured but not built into this version; refusing rather than ignoring it"
-                ),
-            },
+        }
+
+        /// Every plugin of this program: name, priority, whether it only reports.
+        pub const KINDS: &[Class] = &[
+            $(Class {
+                name: <$module::$stage as Stage>::NAME,
+                priority: <$module::$stage as Stage>::PRIORITY,
+                reports: <$module::$stage as Stage>::REPORTS,
+                compile: |conf, ground| <$module::$stage as Stage>::compile(conf, ground).map(Plugin::$stage),
+            },)*
+        ];
+    };
+}
+
+stages! {
+    ip_restriction::IpRestriction,
+    limit_bandwidth::LimitBandwidth,
+    limit_conn::LimitConn,
+    limit_rate::LimitRate,
+    mqtt_proxy::MqttProxy,
+    prometheus::Prometheus,
+    syslog::Syslog,
+    traffic_split::TrafficSplit,
+}
+
+/// What is known of one kind of plugin.
+#[derive(Debug)]
+pub struct Class {
+    /// [`Stage::NAME`].
+    pub name: &'static str,
+    /// [`Stage::PRIORITY`].
+    pub priority: i32,
+    /// [`Stage::REPORTS`].
+    pub reports: bool,
+    compile: fn(&Value, &Ground<'_>) -> Result<Plugin, String>,
+}
+
+/// A plugin with the sessions it applies to.
+#[derive(Debug)]
+pub struct Armed {
+    /// What kind it is.
+    pub class: &'static Class,
+    /// It.
+    pub plugin: Plugin,
+    /// `_meta.filter`; none: every session.
+    filter: Option<Expr>,
+}
+
+impl Armed {
+    /// Makes one; `None` where it is switched off, not enabled or unknown. Sentences about what it asks
+    /// for and does not get go to `degraded`.
+    #[must_use]
+    pub fn new(attached: &Attached<'_>, live: &Live, degraded: &mut Vec<String>) -> Option<Self> {
+        let conf = attached.conf;
+        let class = KINDS.iter().find(|class| *class.name == *conf.name)?;
+        if conf.disabled || !conf.enabled {
+            return None;
+        }
+        let ground = Ground { owner: &attached.owner, live };
+        let made = match &conf.broken {
+            Some(why) => Err(why.to_string()),
+            None => (class.compile)(&conf.conf, &ground),
+        };
+        let plugin = made.unwrap_or_else(|why| {
+            let effect = if class.reports { "it does nothing" } else { "its sessions are refused" };
+            degraded.push(format!("plugin {}: {why}; {effect}", class.name));
+            Plugin::Unusable(why.into())
+        });
+        // One that does not compile was told of when the object was read; the plugin then runs always.
+        let filter = conf.conf.pointer("/_meta/filter").and_then(|filter| Expr::compile(filter).ok());
+        Some(Self { class, plugin, filter })
+    }
+
+    /// Reports whether its filter lets it run; `variable` gives the values of the session.
+    pub fn applies<'a>(&self, variable: &impl Fn(&str) -> Option<Variable<'a>>) -> bool {
+        let Some(filter) = &self.filter else { return true };
+        filter.holds(&|name: &str| variable(name).map(Variable::text))
+    }
+}
+
+/// The plugins of a route, in the order they run.
+#[derive(Clone, Debug, Default)]
+pub struct Plugins(Arc<[Arc<Armed>]>);
+
+impl Plugins {
+    /// Puts plugins in their order.
+    #[must_use]
+    pub fn new(mut armed: Vec<Arc<Armed>>) -> Self {
+        // Of nothing, one for all: a conversion would allocate for each route.
+        if armed.is_empty() {
+            return Self::default();
+        }
+        armed.sort_by_key(|one| std::cmp::Reverse(one.class.priority));
+        Self(armed.into())
+    }
+
+    /// Reports whether none of them has a say before a node is chosen.
+    #[must_use]
+    pub fn only_report(&self) -> bool {
+        self.0.iter().all(|one| one.class.reports)
+    }
+
+    /// Reports whether none of them hears of the end of a session.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.reporting().next().is_none()
+    }
+
+    /// Reports whether one of them sends a line somewhere at the end of a session.
+    #[must_use]
+    pub fn sends_lines(&self) -> bool {
+        self.reporting().any(|one| matches!(one.plugin, Plugin::Syslog(_)))
+    }
+
+    /// Those that hear of the end of a session.
+    pub fn reporting(&self) -> impl Iterator<Item = &Armed> {
+        self.iter().filter(|one| one.class.reports)
+    }
+
+    /// In the order they run.
+    pub fn iter(&self) -> impl Iterator<Item = &Armed> {
+        self.0.iter().map(|one| &**one)
+    }
+
+    fn get(&self, place: usize) -> Option<&Armed> {
+        self.0.get(place).map(|one| &**one)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn priorities_and_names_are_unique() {
+        for class in KINDS {
+            let same = |other: &&Class| other.priority == class.priority || other.name == class.name;
+            assert_eq!(KINDS.iter().filter(same).count(), 1, "{}", class.name);
         }
     }
 }

@@ -7,7 +7,7 @@
 //! - `worker`: what the sessions of a thread share; `accept`: connections in; `steer`: to whom; `tcp`: one connection;
 //!   `opening`: its first bytes; `terminate`: TLS with the client; `greet`: what a node hears first; `relay`: its bytes; `pipes`: what they are spliced through; `udp`: datagrams; `record`: what a
 //!   session is held to account by; `blame`: what a failed attempt says of its node
-//! - `rate`: how often something may be logged
+//! - `stage`: the plugins of its route; `rate`: how often something may be logged
 //!
 //! [`Outcome`]: crate::session::Outcome
 
@@ -20,6 +20,7 @@ mod pipes;
 mod rate;
 mod record;
 mod relay;
+mod stage;
 mod steer;
 mod tcp;
 mod terminate;
@@ -37,8 +38,8 @@ use crate::addr::IpMatcher;
 use crate::live::Budget;
 use crate::live::NodeCounters;
 use crate::live::totals::Totals;
-use crate::session::Outcome;
-use crate::snapshot::Published;
+use crate::session::Host;
+use crate::snapshot::{Ended, Published};
 
 pub use self::listens::{ListenError, Listens, Opened, Report};
 pub use self::pipes::SIZE as PIPE_SIZE;
@@ -54,7 +55,11 @@ pub struct Shared {
     /// What is counted of listens, and of sessions beside their routes.
     pub totals: Arc<Totals>,
     /// Takes what became of each session; what it cannot take at once is counted and lost.
-    pub outcomes: mpsc::Sender<Outcome>,
+    pub outcomes: mpsc::Sender<Arc<Ended>>,
+    /// The same for sessions whose route has plugins that send a line somewhere.
+    pub reports: mpsc::Sender<Arc<Ended>>,
+    /// This process.
+    pub host: Arc<Host>,
     /// Hand on outcomes of normal endings too. They wake another thread once a session, so only
     /// where somebody reads them.
     pub every_outcome: bool,

@@ -5,8 +5,10 @@
 
 mod brought;
 mod connect_failure;
+mod host;
 mod tls_failure;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 pub use brought::{Brought, TlsFacts};
 pub use connect_failure::ConnectFailure;
+pub use host::Host;
 pub use tls_failure::TlsFailure;
 
 /// What carries the bytes.
@@ -98,6 +101,17 @@ pub enum Variable<'a> {
     Port(u16),
     /// Anything else.
     Text(&'a str),
+}
+
+impl<'a> Variable<'a> {
+    /// Its text.
+    #[must_use]
+    pub fn text(self) -> Cow<'a, str> {
+        match self {
+            Self::Text(text) => Cow::Borrowed(text),
+            other => Cow::Owned(other.to_string()),
+        }
+    }
 }
 
 impl fmt::Display for Variable<'_> {
@@ -250,6 +264,15 @@ pub struct Traffic {
     pub sent: u64,
 }
 
+/// Who refused a session.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Denied {
+    /// The plugin.
+    pub plugin: &'static str,
+    /// What it refused with: 403, 503, … Only metrics and logs show it.
+    pub code: u16,
+}
+
 /// One finished session.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -270,8 +293,8 @@ pub struct Outcome {
     pub node: Option<Arc<str>>,
     /// Why it ended.
     pub end: End,
-    /// The code a plugin refused with, where one did.
-    pub denied: Option<u16>,
+    /// The plugin that refused it, where one did.
+    pub denied: Option<Denied>,
     /// What the label alone does not say: the missing id, the plugin, the system's error.
     pub detail: Option<Box<str>>,
     /// Bytes both ways.
@@ -289,7 +312,7 @@ impl Outcome {
     /// nginx's five, else by its class (`apisix/plugins/prometheus/exporter.lua:265`).
     #[must_use]
     pub fn apisix_code(&self) -> &'static str {
-        match self.denied {
+        match self.denied.map(|denied| denied.code) {
             // An association has no other way to end, and nginx calls it fine.
             None if self.end == End::IdleTimeout && self.inbound.transport == Transport::Udp => "200",
             None => self.end.apisix_code(),

@@ -14,9 +14,10 @@ use crate::certs::Certificates;
 use crate::live::Stats;
 use crate::matcher::{Explanation, Matcher, Order, Overlaps, Query, Rule, Shadowed};
 use crate::persistent::Map;
-use crate::plugin::Plugin;
+use crate::plugin::prometheus::Prometheus;
+use crate::plugin::{Choice, Plugin, Plugins, RouteFacts};
 use crate::resource::{Key, Kind, Ssl};
-use crate::session::{End, Inbound};
+use crate::session::{End, Inbound, Outcome, Variable};
 use crate::store::{HeldState, Rejected, Written};
 
 mod build;
@@ -39,12 +40,14 @@ pub struct Route {
     pub name: Option<Arc<str>>,
     /// Id of its service, where one is in force.
     pub service: Option<Arc<str>>,
+    /// Name of that service.
+    pub service_name: Option<Arc<str>>,
     /// What happened on it.
     pub stats: Arc<Stats>,
     /// Where its sessions go.
     pub target: Target,
     /// In the order they run.
-    pub plugins: Arc<[Plugin]>,
+    pub plugins: Plugins,
     /// On a mixed listen: forward undecrypted.
     pub tls_passthrough: bool,
     /// Sentences about what it asks for and does not get; empty for most.
@@ -55,12 +58,45 @@ impl Route {
     /// The `route` label of its `apisix_stream_*` series; `None` without the prometheus plugin.
     #[must_use]
     pub fn apisix_label(&self) -> Option<&Arc<str>> {
-        self.plugins.iter().find_map(|plugin| match plugin {
-            Plugin::Prometheus { prefer_name: true } => Some(self.name.as_ref().unwrap_or(&self.id)),
-            Plugin::Prometheus { prefer_name: false } => Some(&self.id),
-            Plugin::Unusable { .. } | Plugin::Unbuilt { .. } => None,
-        })
+        self.plugins.reporting().find_map(|armed| self.label_of(&armed.plugin))
     }
+
+    /// The same for one session, whose variables decide whether the plugin applies.
+    #[must_use]
+    pub fn apisix_label_of<'a>(&self, variable: &impl Fn(&str) -> Option<Variable<'a>>) -> Option<&Arc<str>> {
+        let mut applying = self.plugins.reporting().filter(|armed| armed.applies(variable));
+        applying.find_map(|armed| self.label_of(&armed.plugin))
+    }
+
+    fn label_of(&self, plugin: &Plugin) -> Option<&Arc<str>> {
+        match plugin {
+            Plugin::Prometheus(Prometheus { prefer_name: true }) => {
+                Some(self.name.as_ref().unwrap_or(&self.id))
+            }
+            Plugin::Prometheus(_) => Some(&self.id),
+            _ => None,
+        }
+    }
+
+    /// What plugins and formats show of it.
+    #[must_use]
+    pub fn facts(&self) -> RouteFacts<'_> {
+        RouteFacts {
+            id: &self.id,
+            name: self.name.as_deref(),
+            service: self.service.as_deref(),
+            service_name: self.service_name.as_deref(),
+        }
+    }
+}
+
+/// A session that is over, with the route it had.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Its route, where one matched.
+    pub route: Option<Arc<Route>>,
 }
 
 /// A stream_route that is served, but not all of it.
@@ -162,6 +198,16 @@ impl Snapshot {
                 let why =
                     "neither the route nor its service names an upstream; give it upstream_id or upstream";
                 Err((End::UpstreamMissing, why.into()))
+            }
+        }
+    }
+
+    /// The pool that a plugin chose.
+    pub fn chosen<'a>(&'a self, choice: &'a Choice) -> Result<&'a Arc<Pool>, (End, String)> {
+        match choice {
+            Choice::Inline(pool) => Ok(pool),
+            Choice::Upstream(id) => {
+                self.pools.get(&**id).ok_or_else(|| (End::UpstreamMissing, self.missing(Kind::Upstream, id)))
             }
         }
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The rows of the table, bottom up: a module may name modules of earlier rows only.
 const ROWS: &[&[&str]] = &[
-    &["number", "persistent"],
+    &["number", "persistent", "template"],
     &["addr", "sni", "drain", "metrics"],
     &["session", "health"],
     &["proxy_protocol", "live"],
@@ -14,7 +14,8 @@ const ROWS: &[&[&str]] = &[
     &["resource"],
     &["matcher"],
     &["certs"],
-    &["balance", "plugin"],
+    &["balance"],
+    &["plugin"],
     &["store"],
     &["snapshot"],
     &["net"],
@@ -24,7 +25,7 @@ const ROWS: &[&[&str]] = &[
 ];
 
 /// Rows below this one do no I/O and read no clock.
-const FIRST_ROW_WITH_IO: usize = 11;
+const FIRST_ROW_WITH_IO: usize = 12;
 
 fn row_of(module: &str) -> Option<usize> {
     ROWS.iter().position(|row| row.contains(&module))

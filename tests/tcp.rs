@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use streamgate::balance::{Pool, PoolSettings};
 use streamgate::config::Listen;
-use streamgate::plugin::Plugin;
 use streamgate::resource::Timeouts;
 use streamgate::session::{End, Traffic, Transport};
 use streamgate::snapshot::Target;
@@ -291,7 +290,7 @@ fn a_node_that_does_not_answer_is_given_up() {
 }
 
 #[track_caller]
-fn check_target(target: Option<Target>, plugins: &[Plugin], end: End, word: &str) {
+fn check_target(target: Option<Target>, plugins: &[(&str, serde_json::Value)], end: End, word: &str) {
     let mut gateway = Gateway::start(&Setup::default());
     match target {
         Some(target) => gateway.publish(target, plugins),
@@ -310,7 +309,7 @@ fn every_dead_end_has_its_name() {
     check_target(Some(Target::Upstream("u9".into())), &[], End::UpstreamMissing, "u9");
     check_target(Some(Target::MissingService("s9".into())), &[], End::ServiceMissing, "s9");
     check_target(Some(Target::Nothing), &[], End::UpstreamMissing, "names an upstream");
-    let denying = Plugin::Unbuilt { name: "ip-restriction".into() };
+    let denying = ("ip-restriction", serde_json::json!({"blacklist": ["127.0.0.0/8"]}));
     let target = Target::Inline(Arc::new(pool(settings(), &[refused().1])));
     check_target(Some(target), &[denying], End::PluginDenied, "ip-restriction");
 }

@@ -17,7 +17,6 @@ use streamgate::balance::Picked;
 use streamgate::balance::Pool;
 use streamgate::balance::PoolNode;
 use streamgate::balance::PoolSettings;
-use streamgate::balance::Template;
 use streamgate::balance::Tried;
 use streamgate::live::Stats;
 use streamgate::resource::Balancer;
@@ -25,6 +24,7 @@ use streamgate::resource::HashKey;
 use streamgate::resource::Timeouts;
 use streamgate::session::Inbound;
 use streamgate::session::Transport;
+use streamgate::template::Template;
 
 /// Statistics by label: what the registry of a running gateway keeps between pools.
 type Known = HashMap<String, Arc<Stats>>;

@@ -193,7 +193,7 @@ mod tests {
     use crate::admin::control_api::tests::checked;
     use crate::config::ExtraLabels;
     use crate::live::source_status::SourceStatus;
-    use crate::session::{End, Inbound, Outcome, Traffic, Transport};
+    use crate::session::{Denied, End, Inbound, Outcome, Traffic, Transport};
 
     fn outcome(listen_addr: &str, node: Option<&str>, end: End) -> Outcome {
         Outcome {
@@ -284,7 +284,10 @@ apisix_etcd_reachable 1
         totals.record(&outcome("127.0.0.1:19100", Some("127.0.0.1:19301"), End::ClientClosed));
         totals.record(&outcome("127.0.0.1:19100", Some("127.0.0.1:19301"), End::UpstreamClosed));
         totals.record(&outcome("127.0.0.1:19103", Some("127.0.0.1:19399"), End::ConnectFailed));
-        totals.record(&Outcome { denied: Some(403), ..outcome("127.0.0.1:19104", None, End::PluginDenied) });
+        totals.record(&Outcome {
+            denied: Some(Denied { plugin: "ip-restriction", code: 403 }),
+            ..outcome("127.0.0.1:19104", None, End::PluginDenied)
+        });
         let stream = "\
 # HELP apisix_stream_active_connections Number of stream sessions currently being proxied per listening address
 # TYPE apisix_stream_active_connections gauge

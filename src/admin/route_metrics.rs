@@ -306,6 +306,7 @@ mod tests {
 
     use super::*;
     use crate::balance::PoolSettings;
+    use crate::plugin::Plugins;
     use crate::resource::{Balancer, Timeouts};
     use crate::snapshot::Target;
 
@@ -315,9 +316,10 @@ mod tests {
             revision: 1,
             name: None,
             service: None,
+            service_name: None,
             stats: Arc::default(),
             target: Target::Nothing,
-            plugins: Arc::default(),
+            plugins: Plugins::default(),
             tls_passthrough: false,
             degraded: Arc::default(),
         })

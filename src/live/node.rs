@@ -88,6 +88,8 @@ pub struct NodeCounters {
     pub udp_refused: Counter,
     /// Outcomes that were not logged because the log could not keep up or their rate is bounded.
     pub outcomes_dropped: Counter,
+    /// Lines of plugins such as syslog that never reached their sender.
+    pub reports_dropped: Counter,
 }
 
 /// A number of things that may be in use at the same time, such as descriptors.

@@ -142,7 +142,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::session::{End, Inbound, Traffic};
+    use crate::session::{Denied, End, Inbound, Traffic};
 
     fn outcome(end: End) -> Outcome {
         Outcome {
@@ -182,8 +182,14 @@ mod tests {
         check(&totals, &[], &[]);
         totals.record(&Outcome { node: Some("10.1.0.1:80".into()), ..outcome(End::ClientClosed) });
         totals.record(&outcome(End::NoNode));
-        totals.record(&Outcome { denied: Some(403), ..outcome(End::PluginDenied) });
-        totals.record(&Outcome { denied: Some(429), ..outcome(End::PluginDenied) });
+        totals.record(&Outcome {
+            denied: Some(Denied { plugin: "ip-restriction", code: 403 }),
+            ..outcome(End::PluginDenied)
+        });
+        totals.record(&Outcome {
+            denied: Some(Denied { plugin: "ip-restriction", code: 429 }),
+            ..outcome(End::PluginDenied)
+        });
         check(
             &totals,
             &[("r1", 4)],

@@ -188,6 +188,8 @@ mod tests {
             node: Arc::new(NodeCounters::default()),
             totals: Arc::default(),
             outcomes: mpsc::channel(1).0,
+            reports: mpsc::channel(1).0,
+            host: Arc::default(),
             every_outcome: false,
             sessions: Budget::new(1000),
             descriptors: Budget::new(1000),

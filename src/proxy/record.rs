@@ -16,11 +16,12 @@ use crate::drain::Leash;
 use crate::health::Cell;
 use crate::live::ActiveGuard;
 use crate::live::listen_stats::ListenGuard;
+use crate::plugin::Kept;
 use crate::proxy::blame::blame;
 use crate::proxy::worker::{Living, Refusal, Worker};
 use crate::proxy::workers::Door;
-use crate::session::{ConnectFailure, End, Inbound, Outcome, Traffic};
-use crate::snapshot::Route;
+use crate::session::{ConnectFailure, Denied, End, Inbound, Outcome, Traffic};
+use crate::snapshot::{Ended, Route};
 
 /// An attempt that failed.
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +47,10 @@ pub(super) struct Record {
     pub(super) listen: Arc<Listen>,
     pub(super) upstream: Option<Arc<str>>,
     pub(super) attempts: u32,
-    /// The code of the plugin that refused it.
-    pub(super) denied: Option<u16>,
+    /// The plugin that refused it.
+    pub(super) denied: Option<Denied>,
+    /// What plugins left with it.
+    pub(super) kept: Option<Box<Kept>>,
     pub(super) worker: Rc<Worker>,
     door: ListenGuard,
     started: Instant,
@@ -76,6 +79,7 @@ impl Record {
             upstream: None,
             attempts: 0,
             denied: None,
+            kept: None,
             worker: worker.clone(),
             started: Instant::now(),
             route: None,
@@ -106,15 +110,27 @@ impl Record {
         self.started
     }
 
-    /// The pool its route has now, which may be newer than the one it was given.
+    /// The pool it would go to now, which may be newer than the one it was given.
     pub(super) fn pool_now(&self) -> Option<Arc<Pool>> {
         let (route, _) = self.route.as_ref()?;
-        self.worker.pool_of(&route.id)
+        match self.kept.as_ref().and_then(|kept| kept.choice.as_ref()) {
+            None => self.worker.pool_of(&route.id),
+            Some(choice) => self.worker.chosen(choice),
+        }
+    }
+
+    /// Its route, or why it goes nowhere.
+    pub(super) fn route(&mut self) -> Result<Arc<Route>, Refusal> {
+        self.worker.clone().route(self)
     }
 
     /// The pool it goes to, or why it goes nowhere.
-    pub(super) fn route(&mut self) -> Result<Arc<Pool>, Refusal> {
-        self.worker.clone().route(self)
+    pub(super) fn pool(&mut self, route: &Route) -> Result<Arc<Pool>, Refusal> {
+        let kept = self.kept.take();
+        let choice = kept.as_ref().and_then(|kept| kept.choice.as_ref());
+        let pool = self.worker.clone().pool(self, route, choice);
+        self.kept = kept;
+        pool
     }
 
     /// Notes its route and counts it in there.
@@ -241,17 +257,17 @@ impl Record {
         if let Some(node) = &self.node {
             node.stats.ended(end);
         }
-        let unread = end.is_normal() && !self.worker.shared.every_outcome;
+        let log = !end.is_normal() || self.worker.shared.every_outcome;
+        let reported = self.route.as_ref().is_some_and(|(route, _)| !route.plugins.is_silent());
         // Most sessions end normally on routes without APISIX's series: nobody would read of them.
-        if unread && self.route.as_ref().is_some_and(|(route, _)| route.apisix_label().is_none()) {
+        if !log && !reported {
             return;
         }
         let outcome = self.outcome(end, detail, duration);
         self.worker.shared.totals.record(&outcome);
-        if unread || (self.bounded && !self.worker.may_log_refused()) {
-            return;
-        }
-        self.worker.log(outcome);
+        let log = log && (!self.bounded || self.worker.may_log_refused());
+        let route = self.route.as_ref().map(|(route, _)| route.clone());
+        self.worker.tell(Ended { outcome, route }, log);
     }
 
     fn outcome(&mut self, end: End, detail: Option<String>, duration: Duration) -> Outcome {

@@ -24,9 +24,11 @@ use crate::proxy::greet;
 use crate::proxy::opening::{self, Opened};
 use crate::proxy::record::{Failed, Record};
 use crate::proxy::relay::{self, Direction, Secure, Wire};
+use crate::proxy::stage;
 use crate::proxy::steer::Seat;
 use crate::proxy::worker::{Refusal, nobody_left};
 use crate::session::{End, Traffic};
+use crate::snapshot::Route;
 
 /// Failed attempts that the log describes; with many nodes the rest says nothing new.
 const ATTEMPTS_DESCRIBED: u32 = 4;
@@ -155,7 +157,12 @@ fn begin<'a>(
                 rest = Some(Box::new(Rest { preread, client: tls, upstream: None, leash: None }));
             }
         }
-        let refusal = match record.route() {
+        let routed = match record.route() {
+            Ok(route) if route.plugins.only_report() => record.pool(&route),
+            Ok(route) => Box::pin(staged(record, &route, client, &mut rest, timer.as_mut())).await,
+            Err(refusal) => Err(refusal),
+        };
+        let refusal = match routed {
             Err(refusal) => refusal,
             Ok(mut pool) => {
                 if pool.nodes().is_empty() && pool.settings.pending {
@@ -180,6 +187,22 @@ fn begin<'a>(
         }
         Err(refusal)
     }
+}
+
+/// The pool of a session whose route has plugins that have a say; what they read is kept in `rest`.
+async fn staged(
+    record: &mut Record,
+    route: &Route,
+    client: &TcpStream,
+    rest: &mut Option<Box<Rest>>,
+    timer: Pin<&mut Sleep>,
+) -> Result<Arc<Pool>, Refusal> {
+    let mut seen = rest.take().unwrap_or_default();
+    let Rest { preread, client: tls, .. } = &mut *seen;
+    let speaker = stage::Speaker { stream: client, tls: tls.as_mut(), preread };
+    let pool = stage::connection(record, route, speaker, timer).await;
+    *rest = Some(seen).filter(|seen| seen.client.is_some() || !seen.preread.is_empty());
+    pool
 }
 
 /// The pool once a name of its nodes has its first answer, or what it is when the time to connect

@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::balance::Pool;
 use crate::certs::Served;
-use crate::plugin::Decision;
+use crate::plugin::Choice;
 use crate::proxy::Shared;
 use crate::proxy::pipes::Pipes;
 use crate::proxy::rate::Rate;
@@ -21,8 +21,8 @@ use crate::proxy::record::Record;
 use crate::proxy::steer::Loads;
 use crate::proxy::udp::Associations;
 use crate::proxy::workers::Command;
-use crate::session::{End, Inbound, Outcome, Transport};
-use crate::snapshot::Snapshot;
+use crate::session::{End, Inbound, Transport};
+use crate::snapshot::{Ended, Route, Snapshot};
 
 /// Outcomes of datagrams that got no association, logged by each worker in a second. Anybody can
 /// send datagrams with any source address: they must not become a flood of log lines.
@@ -78,10 +78,9 @@ impl Worker {
         }
     }
 
-    /// The pool a session goes to, or the reason it goes nowhere. Waits for nothing: servers that
-    /// speak first are served. The order is APISIX's (`apisix/init.lua:1383-1514`): route, upstream,
-    /// plugins.
-    pub(super) fn route(&self, record: &mut Record) -> Result<Arc<Pool>, Refusal> {
+    /// The route of a session, or why it goes nowhere. Waits for nothing: servers that speak first are
+    /// served. The order is APISIX's (`apisix/init.lua:1383-1514`): route, upstream, plugins.
+    pub(super) fn route(&self, record: &mut Record) -> Result<Arc<Route>, Refusal> {
         let mut cache = self.snapshot.borrow_mut();
         let snapshot = cache.0.load();
         let Some(route) = snapshot.find(&record.inbound) else {
@@ -89,14 +88,23 @@ impl Worker {
             return Err((End::NoRoute, format!("no stream_route matches its {what}")));
         };
         record.enter(route);
-        let pool = snapshot.pool(&route.target)?;
+        Ok(route.clone())
+    }
+
+    /// The pool of a session: its route's, or the one that a plugin chose.
+    pub(super) fn pool(
+        &self,
+        record: &mut Record,
+        route: &Route,
+        choice: Option<&Choice>,
+    ) -> Result<Arc<Pool>, Refusal> {
+        let mut cache = self.snapshot.borrow_mut();
+        let snapshot = cache.0.load();
+        let pool = match choice {
+            None => snapshot.pool(&route.target)?,
+            Some(choice) => snapshot.chosen(choice)?,
+        };
         record.upstream = Some(pool.id.clone());
-        for plugin in route.plugins.iter() {
-            if let Decision::Deny { code, why } = plugin.preread(&record.inbound) {
-                record.denied = Some(code);
-                return Err((End::PluginDenied, why));
-            }
-        }
         // Datagrams carry no TLS, and what is passed through has its own.
         let speaks_tls = record.inbound.transport == Transport::Tcp && !record.is_passed_through();
         if let Some(why) = pool.settings.unfit.as_ref().filter(|_| speaks_tls) {
@@ -122,6 +130,11 @@ impl Worker {
         snapshot.pool(&snapshot.route(route)?.target).ok().cloned()
     }
 
+    /// The pool that a plugin chose, in the present snapshot.
+    pub(super) fn chosen(&self, choice: &Choice) -> Option<Arc<Pool>> {
+        self.snapshot.borrow_mut().0.load().chosen(choice).ok().cloned()
+    }
+
     /// Once a second, as long as the worker lives: gives back what nobody uses.
     ///
     /// It also makes timers cheap: the runtime wakes itself, by two system calls, for a timer that is
@@ -138,9 +151,17 @@ impl Worker {
         }
     }
 
-    /// Hands an outcome on.
-    pub(super) fn log(&self, outcome: Outcome) {
-        if self.shared.outcomes.try_send(outcome).is_err() {
+    /// Hands on what became of a session: to the log, and to what reports of it elsewhere.
+    pub(super) fn tell(&self, ended: Ended, log: bool) {
+        let reports = ended.route.as_ref().is_some_and(|route| route.plugins.sends_lines());
+        if !reports && !log {
+            return;
+        }
+        let ended = Arc::new(ended);
+        if reports && self.shared.reports.try_send(ended.clone()).is_err() {
+            self.shared.node.reports_dropped.add_one();
+        }
+        if log && self.shared.outcomes.try_send(ended).is_err() {
             self.shared.node.outcomes_dropped.add_one();
         }
     }

@@ -16,7 +16,7 @@ use crate::balance::Pool;
 use crate::certs::{Crypto, Served};
 use crate::live::Live;
 use crate::matcher::{Order, Rule};
-use crate::plugin;
+use crate::plugin::{Armed, Plugins};
 use crate::resource::{Discovery, Key, Kind, Object, Scheme, Service, Ssl, StreamRoute, Upstream};
 use crate::store::{Changes, Entry, Store};
 
@@ -324,7 +324,9 @@ impl Builder {
     }
 
     fn route(&self, (route, revision): (&StreamRoute, i64), merged: &Merged<'_>, target: Target) -> Route {
-        let (plugins, mut degraded) = plugin::compile(&merged.plugins);
+        let mut degraded = Vec::new();
+        let armed = merged.plugins.iter().filter_map(|one| Armed::new(one, &self.live, &mut degraded));
+        let plugins = Plugins::new(armed.map(Arc::new).collect());
         if let Some(protocol) = &route.protocol {
             degraded
                 .push(format!("protocol {}: forwarded as plain TCP, commands are not read", protocol.name));
@@ -334,6 +336,7 @@ impl Builder {
             revision,
             name: route.name.as_deref().map(Arc::from),
             service: merged.service.map(|service| service.id.clone()),
+            service_name: merged.service.and_then(|service| service.name.as_deref()).map(Arc::from),
             stats: self.live.routes.entry(route.id.clone(), Default::default),
             target,
             plugins,

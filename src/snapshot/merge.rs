@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::resource::{PluginConf, Service, StreamRoute, Upstream};
+use crate::plugin::Attached;
+use crate::resource::{Key, Kind, Service, StreamRoute, Upstream};
 
 /// Where the merged route takes its upstream from.
 #[derive(Debug)]
@@ -27,12 +28,13 @@ pub(super) struct Merged<'a> {
     /// Where the upstream comes from.
     pub(super) origin: Origin<'a>,
     /// Plugins by name; the route's configuration of a plugin replaces the service's whole.
-    pub(super) plugins: Vec<&'a PluginConf>,
+    pub(super) plugins: Vec<Attached<'a>>,
 }
 
 /// Merges. `service` is the object that `service_id` names, where it exists.
 pub(super) fn merge<'a>(route: &'a StreamRoute, service: Option<&'a Arc<Service>>) -> Merged<'a> {
-    let own = || route.plugins.iter().collect();
+    let of_route = |conf| Attached { owner: Key::new(Kind::StreamRoute, route.id.clone()), conf };
+    let own = || route.plugins.iter().map(of_route).collect();
     // An upstream_id switches the service off altogether, plugins included.
     if let Some(id) = &route.upstream_id {
         return Merged { service: None, origin: Origin::Id(id), plugins: own() };
@@ -51,16 +53,18 @@ pub(super) fn merge<'a>(route: &'a StreamRoute, service: Option<&'a Arc<Service>
     } else {
         service.upstream_id.as_ref().map_or(Origin::Nothing, Origin::Id)
     };
-    let mut plugins: Vec<&PluginConf> = own();
+    let mut plugins: Vec<Attached<'_>> = own();
+    let of_service = |conf| Attached { owner: Key::new(Kind::Service, service_id.clone()), conf };
     let added =
         service.plugins.iter().filter(|plugin| route.plugins.iter().all(|own| own.name != plugin.name));
-    plugins.extend(added);
+    plugins.extend(added.map(of_service));
     Merged { service: Some(service), origin, plugins }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resource::PluginConf;
 
     fn plugin(name: &str, conf: i64) -> PluginConf {
         PluginConf {
@@ -113,8 +117,11 @@ mod tests {
             ..StreamRoute::default()
         };
         let merged = merge(&route, Some(&service));
-        let seen: Vec<_> =
-            merged.plugins.iter().map(|plugin| (&*plugin.name, plugin.conf.as_i64())).collect();
-        assert_eq!(seen, [("b", Some(2)), ("a", Some(1))]);
+        let seen: Vec<_> = merged
+            .plugins
+            .iter()
+            .map(|one| (one.owner.kind, &*one.conf.name, one.conf.conf.as_i64()))
+            .collect();
+        assert_eq!(seen, [(Kind::StreamRoute, "b", Some(2)), (Kind::Service, "a", Some(1))]);
     }
 }

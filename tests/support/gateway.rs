@@ -11,13 +11,13 @@ use streamgate::balance::{Pool, PoolNode, PoolSettings};
 use streamgate::config::Listen;
 use streamgate::drain::Drain;
 use streamgate::live::totals::Totals;
-use streamgate::live::{Budget, NodeCounters, Stats};
+use streamgate::live::{Budget, Live, NodeCounters, Stats};
 use streamgate::matcher::Rule;
-use streamgate::plugin::Plugin;
+use streamgate::plugin::{Armed, Attached, Plugins};
 use streamgate::proxy::{Crew, ListenError, Listens, Report, Shared, Workers};
-use streamgate::resource::{Balancer, Timeouts};
+use streamgate::resource::{Balancer, Key, Kind, PluginConf, Timeouts};
 use streamgate::session::{End, Outcome, Transport};
-use streamgate::snapshot::{Published, Route, Snapshot, Target};
+use streamgate::snapshot::{Ended, Published, Route, Snapshot, Target};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -62,7 +62,7 @@ pub(crate) struct Gateway {
     published: Published,
     workers: Option<Workers>,
     listens: Listens,
-    outcomes: mpsc::Receiver<Outcome>,
+    outcomes: mpsc::Receiver<Arc<Ended>>,
     wanted: Vec<Listen>,
 }
 
@@ -78,6 +78,8 @@ impl Gateway {
             node: node.clone(),
             totals: totals.clone(),
             outcomes: sender,
+            reports: mpsc::channel(1).0,
+            host: Arc::default(),
             every_outcome: setup.every_outcome,
             sessions: sessions.clone(),
             descriptors: Budget::new(setup.descriptors),
@@ -118,15 +120,28 @@ impl Gateway {
     }
 
     /// Publishes one route that takes every client.
-    pub(crate) fn publish(&self, target: Target, plugins: &[Plugin]) {
+    pub(crate) fn publish(&self, target: Target, plugins: &[(&str, serde_json::Value)]) {
+        let (owner, live) = (Key::new(Kind::StreamRoute, "r1"), Live::default());
+        let armed = plugins.iter().filter_map(|(name, conf)| {
+            let conf = PluginConf {
+                name: (*name).into(),
+                conf: Arc::new(conf.clone()),
+                disabled: false,
+                enabled: true,
+                broken: None,
+            };
+            let attached = Attached { owner: owner.clone(), conf: &conf };
+            Armed::new(&attached, &live, &mut Vec::new()).map(Arc::new)
+        });
         let route = Route {
             id: "r1".into(),
             revision: 1,
             name: None,
             service: None,
+            service_name: None,
             stats: self.stats.clone(),
             target,
-            plugins: plugins.into(),
+            plugins: Plugins::new(armed.collect()),
             tls_passthrough: false,
             degraded: Arc::default(),
         };
@@ -140,7 +155,7 @@ impl Gateway {
 
     /// The next session's outcome, where one has ended.
     pub(crate) fn outcome_now(&mut self) -> Option<Outcome> {
-        self.outcomes.try_recv().ok()
+        self.outcomes.try_recv().ok().map(of)
     }
 
     /// How many sessions ended so, whether they had a route or not.
@@ -172,7 +187,7 @@ impl Gateway {
     pub(crate) fn outcome(&mut self) -> Outcome {
         let next = self.outcomes.recv();
         let next = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, next).await });
-        next.expect("no session ended").unwrap()
+        of(next.expect("no session ended").unwrap())
     }
 
     #[track_caller]
@@ -189,8 +204,12 @@ impl Gateway {
         let finished = self.drain.finished();
         self.runtime.block_on(async { tokio::time::timeout(PATIENCE, finished).await.unwrap() });
         self.workers.take().unwrap().join();
-        std::iter::from_fn(|| self.outcomes.try_recv().ok()).collect()
+        std::iter::from_fn(|| self.outcomes.try_recv().ok().map(of)).collect()
     }
+}
+
+fn of(ended: Arc<Ended>) -> Outcome {
+    Arc::unwrap_or_clone(ended).outcome
 }
 
 impl Drop for Gateway {

@@ -87,10 +87,8 @@ fn of_route(loaded: &Loaded, route: &Route) -> Vec<Finding> {
     let unusable: Vec<String> = route
         .plugins
         .iter()
-        .filter_map(|plugin| match plugin {
-            Plugin::Unusable { name, .. } => Some(format!("plugin {name}: ")),
-            _ => None,
-        })
+        .filter(|armed| matches!(armed.plugin, Plugin::Unusable(_)))
+        .map(|armed| format!("plugin {}: ", armed.class.name))
         .collect();
     let mut findings: Vec<Finding> = route
         .degraded

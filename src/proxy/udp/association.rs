@@ -16,6 +16,7 @@ use crate::flow::{Id, Key, Limits};
 use crate::live::{NodeCounters, Permit};
 use crate::net::{datagram, dial};
 use crate::proxy::record::{Failed, Record};
+use crate::proxy::stage;
 use crate::proxy::udp::Inlet;
 use crate::proxy::udp::batch::Batch;
 use crate::proxy::udp::flight::{Segments, Way};
@@ -155,7 +156,7 @@ pub(super) fn begin(worker: &Rc<Worker>, inlet: &Inlet, stranger: &Stranger, bat
     let (association, limits) = loop {
         let inbound = Inbound::new(Transport::Udp, stranger.key.client, stranger.key.local);
         let mut record = Record::new(worker, inbound, &inlet.door);
-        match open(worker, &mut record) {
+        match open(worker, &mut record, batch.first()) {
             Ok(opened) => break Association::new(opened, record, stranger.from),
             Err((end, why)) => record.refuse(end, why),
         }
@@ -204,8 +205,13 @@ struct Opened {
 
 /// A socket connected to a node, or why there is none. That a node cannot be had shows here only where
 /// there is no way to it; what it refuses comes back later.
-fn open(worker: &Worker, record: &mut Record) -> Result<Opened, Refusal> {
-    let pool = record.route()?;
+fn open(worker: &Worker, record: &mut Record, first: &[u8]) -> Result<Opened, Refusal> {
+    let route = record.route()?;
+    let pool = if route.plugins.only_report() {
+        record.pool(&route)?
+    } else {
+        stage::datagram(record, &route, first)?
+    };
     let (mut tried, mut descriptor, mut failure) = (Tried::default(), None, String::new());
     loop {
         let now = Instant::now();

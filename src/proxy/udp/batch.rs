@@ -42,6 +42,12 @@ impl Batch {
         })
     }
 
+    /// The first datagram of the parts.
+    pub(super) fn first(&self) -> &[u8] {
+        let range = self.parts.first().map(|part| part.split(1).0.range());
+        range.and_then(|range| self.received.bytes().get(range)).unwrap_or_default()
+    }
+
     /// Drops the first datagram of the parts; reports whether there is another.
     pub(super) fn drop_first(&mut self) -> bool {
         match self.parts.first().map(|part| part.split(1)) {

@@ -1,4 +1,4 @@
-//! Templates of hash keys: text with `$name`, `${name}` and `${name ?? default}` in it.
+//! Templates of keys and formats: text with `$name`, `${name}` and `${name ?? default}` in it.
 //!
 //! The rules are those of `resolve_var` (`apisix/core/utils.lua`): names are made of letters, digits,
 //! `_` and `.`; a `$` after a backslash stays as it is, backslash included; a variable without a value

@@ -1,0 +1,96 @@
+//! What plugins see of a session before its node is chosen, and what they leave with it.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::limit_conn;
+use crate::balance::Pool;
+use crate::session::{Host, Inbound, Variable};
+
+/// The matched stream_route.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RouteFacts<'a> {
+    /// `$route_id`.
+    pub id: &'a str,
+    /// `$route_name`.
+    pub name: Option<&'a str>,
+    /// `$service_id`.
+    pub service: Option<&'a str>,
+    /// `$service_name`.
+    pub service_name: Option<&'a str>,
+}
+
+impl<'a> RouteFacts<'a> {
+    /// The value of a variable about the route.
+    #[must_use]
+    pub fn variable(&self, name: &str) -> Option<Variable<'a>> {
+        match name {
+            "route_id" => Some(Variable::Text(self.id)),
+            "route_name" => self.name.map(Variable::Text),
+            "service_id" => self.service.map(Variable::Text),
+            "service_name" => self.service_name.map(Variable::Text),
+            _ => None,
+        }
+    }
+}
+
+/// One session, as plugins see it.
+#[derive(Debug)]
+pub struct Scene<'a> {
+    /// The client.
+    pub inbound: &'a mut Inbound,
+    /// Its route.
+    pub route: RouteFacts<'a>,
+    /// This process.
+    pub host: &'a Host,
+    /// What the client has sent, as far as it was read; of a datagram all there will be.
+    pub first: &'a [u8],
+    /// For rates.
+    pub now: Instant,
+    /// For variables.
+    pub time: SystemTime,
+    /// What plugins leave with the session.
+    pub kept: &'a mut Kept,
+    /// Values that replace those of the session: what `explain` is asked with.
+    pub given: Option<&'a dyn Given>,
+    /// Nobody comes: answer as if, and change nothing that other sessions see.
+    pub preview: bool,
+}
+
+/// Variables by name.
+pub trait Given: std::fmt::Debug {
+    /// The value; `None` where it is not given.
+    fn variable(&self, name: &str) -> Option<&str>;
+}
+
+impl Scene<'_> {
+    /// The value of a variable, without its `$`; `None` where the session has none.
+    #[must_use]
+    pub fn variable(&self, name: &str) -> Option<Variable<'_>> {
+        if let Some(value) = self.given.and_then(|given| given.variable(name)) {
+            return Some(Variable::Text(value));
+        }
+        self.route
+            .variable(name)
+            .or_else(|| self.inbound.variable(name))
+            .or_else(|| self.host.variable(name, self.time))
+    }
+}
+
+/// What plugins leave with a session, dropped at its end.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Places in the counts of limit-conn.
+    pub places: Vec<limit_conn::Place>,
+    /// The upstream that traffic-split chose in place of the route's.
+    pub choice: Option<Choice>,
+}
+
+/// An upstream that a plugin chose.
+#[derive(Clone, Debug)]
+pub enum Choice {
+    /// The upstream object of this id.
+    Upstream(Arc<str>),
+    /// One written inside the plugin.
+    Inline(Arc<Pool>),
+}
