@@ -8,6 +8,7 @@
 //! they never wait, read or send themselves. `proxy` does what they ask for, `explain` only tells it.
 
 pub mod ip_restriction;
+mod judge;
 pub mod limit_bandwidth;
 pub mod limit_conn;
 pub mod limit_rate;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub use self::judge::{Said, Verdict, judge};
 pub use self::run::{Decision, Run, Step};
 pub use self::scene::{Choice, Given, Kept, RouteFacts, Scene};
 use crate::expr::Expr;

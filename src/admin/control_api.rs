@@ -225,10 +225,11 @@ fn table(pages: &[Value]) -> Page {
     Page { status: StatusCode::OK, html: true, body: healthcheck::html(pages) }
 }
 
-/// `client`, `server`, `sni`, `transport`, `tls`, `others`; the error is a sentence.
+/// `client`, `server`, `sni`, `transport`, `tls`, `preread`, `var.NAME`, `others`; the error is a sentence.
 fn question(query: &str) -> Result<Question, String> {
     let (mut client, mut server) = (None, None);
     let (mut transport, mut sni, mut tls, mut others) = (Transport::Tcp, None, false, OTHERS);
+    let (mut preread, mut vars) = (Vec::new(), Vec::new());
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let value = decoded(value);
@@ -246,9 +247,16 @@ fn question(query: &str) -> Result<Question, String> {
             }
             "tls" => tls = value.parse().map_err(|_| refused("true or false"))?,
             "others" => others = value.parse().map_err(|_| refused("a number"))?,
+            "preread" => {
+                preread = explain::from_hex(&value).ok_or_else(|| refused("an even number of hex digits"))?
+            }
             _ => {
+                if let Some(variable) = name.strip_prefix("var.") {
+                    vars.push((variable.to_owned(), value.clone()));
+                    continue;
+                }
                 return Err(format!(
-                    "{name} is unknown; known are client, server, sni, transport, tls, others"
+                    "{name} is unknown; known are client, server, sni, transport, tls, preread, var.NAME, others"
                 ));
             }
         }
@@ -256,7 +264,7 @@ fn question(query: &str) -> Result<Question, String> {
     let missing = |name| format!("{name} is missing; ask such as ?client=10.0.0.1:5000&server=10.0.0.2:3306");
     let client = client.ok_or_else(|| missing("client"))?;
     let server = server.ok_or_else(|| missing("server"))?;
-    Ok(Question { client, server, transport, sni, tls, others })
+    Ok(Question { client, server, transport, sni, tls, preread, vars, others })
 }
 
 /// An address whose port may be left out.

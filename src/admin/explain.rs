@@ -5,13 +5,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use crate::admin::healthcheck::Why;
 use crate::balance::{Pool, PoolNode};
 use crate::config::Listen;
+use crate::net::this_host::this_host;
+use crate::plugin::{Given, Kept, Scene, judge};
 use crate::resource::Kind;
 use crate::session::{End, Inbound, Transport};
 use crate::snapshot::{Route, Snapshot};
@@ -39,12 +41,26 @@ pub struct Question {
     pub sni: Option<String>,
     /// It speaks TLS that ends here, also without a name and where no listen says so.
     pub tls: bool,
+    /// The first bytes it sends, as far as plugins want to see them.
+    pub preread: Vec<u8>,
+    /// Variables that plugins shall see in place of the session's own.
+    pub vars: Vec<(String, String)>,
     /// How many routes that fell out are listed one by one.
     pub others: usize,
 }
 
+/// Variables in place of the session's own.
+#[derive(Debug)]
+struct Vars<'a>(&'a [(String, String)]);
+
+impl Given for Vars<'_> {
+    fn variable(&self, name: &str) -> Option<Option<&str>> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| Some(&**value))
+    }
+}
+
 /// The answer. Members that say nothing are left out.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 pub struct Answer {
     /// The revision of the objects; those of a file are sums of their content.
@@ -74,6 +90,18 @@ pub struct Answer {
     pub node: Option<String>,
     /// How many nodes there are.
     pub nodes: usize,
+    /// What the plugins of the route say, in the order they run; from the first that refuses it on none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub plugins: Vec<Voice>,
+    /// The plugin that refuses it, or needs more of its first bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plugin: Option<String>,
+    /// What the plugin refuses it with: `code` of `apisix_stream_status`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<u16>,
+    /// Seconds that plugins let it wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay: Option<f64>,
     /// How it ends where it gets no node: the `end` of metrics and logs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end: Option<String>,
@@ -125,6 +153,16 @@ pub struct Chosen {
     pub name: Option<String>,
     /// The revision that serves.
     pub revision: i64,
+}
+
+/// What one plugin says of the session.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Voice {
+    /// Its name.
+    pub plugin: String,
+    /// A sentence.
+    pub says: String,
 }
 
 /// A route that lost.
@@ -186,6 +224,16 @@ pub struct Resolved {
     pub name: String,
     /// None: it does not exist.
     pub addresses: Vec<String>,
+}
+
+/// The bytes that hexadecimal digits stand for; `None` where the text is something else.
+#[must_use]
+pub fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u8>> =
+        text.chars().map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
+    let digits = digits.filter(|digits| digits.len() % 2 == 0)?;
+    let pair = |pair: &[u8]| pair.iter().fold(0, |byte, digit| byte << 4 | digit);
+    Some(digits.chunks_exact(2).map(pair).collect())
 }
 
 /// Works the answer out. `source` is where the objects come from: `etcd` or `file`.
@@ -309,10 +357,50 @@ impl Asked<'_> {
         });
         answer.service = route.service.as_ref().map(ToString::to_string);
         answer.degraded = route.degraded.to_vec();
-        match self.snapshot.pool(&route.target) {
-            Err((end, why)) => ends(answer, end, why),
-            Ok(pool) => node(pool, inbound, now, answer),
+        let (mut inbound, mut kept) = (inbound.clone(), Kept::default());
+        if !self.passes(route, &mut inbound, &mut kept, answer) {
+            return;
         }
+        let pool = match &kept.choice {
+            None => self.snapshot.pool(&route.target),
+            Some(choice) => self.snapshot.chosen(choice),
+        };
+        match pool {
+            Err((end, why)) => ends(answer, end, why),
+            Ok(pool) => node(pool, &inbound, now, answer),
+        }
+    }
+
+    /// What the plugins of its route say; false where that is its end, or more has to be told first.
+    fn passes(&self, route: &Route, inbound: &mut Inbound, kept: &mut Kept, answer: &mut Answer) -> bool {
+        let vars = Vars(&self.question.vars);
+        let mut scene = Scene {
+            inbound,
+            route: route.facts(),
+            host: &this_host(),
+            first: &self.question.preread,
+            now: Instant::now(),
+            time: SystemTime::now(),
+            kept,
+            given: Some(&vars),
+            preview: true,
+        };
+        let verdict = judge(&route.plugins, &mut scene);
+        let voices = verdict.said.into_iter();
+        answer.plugins = voices.map(|said| Voice { plugin: said.plugin.into(), says: said.text }).collect();
+        answer.delay = Some(verdict.delay.as_secs_f64()).filter(|delay| *delay > 0.0);
+        if let Some((denied, why)) = verdict.refused {
+            (answer.plugin, answer.code) = (Some(denied.plugin.into()), Some(denied.code));
+            ends(answer, End::PluginDenied, why);
+            return false;
+        }
+        let Some(wanted) = verdict.wants else { return true };
+        answer.plugin = answer.plugins.last().map(|voice| voice.plugin.clone());
+        let who = answer.plugin.as_deref().unwrap_or_default();
+        answer.reason = Some(format!(
+            "{who} looks at the first {wanted} bytes of the client before it decides; tell them in hexadecimal (preread)"
+        ));
+        false
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use streamgate::admin::explain::{Facing, Question, explain};
+use streamgate::admin::explain::{Facing, Question, explain, from_hex};
 use streamgate::config::Source;
 use streamgate::session::Transport;
 use streamgate::sni::hello::normalized;
@@ -38,6 +38,12 @@ pub(super) struct Arguments {
     /// A datagram instead of a TCP connection
     #[arg(long)]
     udp: bool,
+    /// The first bytes the client sends, in hexadecimal: some plugins look at them
+    #[arg(long, value_name = "HEX")]
+    preread: Option<Hex>,
+    /// A variable that plugins shall see in place of the session's own; may be given several times
+    #[arg(long = "var", value_name = "NAME=VALUE")]
+    vars: Vec<Var>,
     /// How many routes that fell out are listed one by one
     #[arg(long, value_name = "N", default_value_t = 10)]
     others: usize,
@@ -45,7 +51,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "URL", conflicts_with = "config")]
     node: Option<NodeUrl>,
     /// Read cases from standard input, one JSON object a line, each with its own objects
-    #[arg(long, conflicts_with_all = ["client", "server", "sni", "tls", "udp", "node"])]
+    #[arg(long, conflicts_with_all = ["client", "server", "sni", "tls", "udp", "preread", "vars", "node"])]
     jsonl: bool,
 }
 
@@ -62,6 +68,31 @@ impl std::str::FromStr for Endpoint {
             .or_else(|_| alone())
             .map(Self)
             .map_err(|_| "write 10.0.0.1, 10.0.0.1:5000 or [2001:db8::1]:5000".into())
+    }
+}
+
+/// Bytes.
+#[derive(Clone, Debug)]
+struct Hex(Vec<u8>);
+
+impl std::str::FromStr for Hex {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        from_hex(text).map(Self).ok_or("write an even number of hex digits, such as 101000044d515454")
+    }
+}
+
+/// A variable with its value.
+#[derive(Clone, Debug)]
+struct Var(String, String);
+
+impl std::str::FromStr for Var {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, value) = text.split_once('=').ok_or("write NAME=VALUE, such as mqtt_client_id=c1")?;
+        Ok(Self(name.trim_start_matches('$').to_owned(), value.to_owned()))
     }
 }
 
@@ -103,6 +134,8 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         transport: if arguments.udp { Transport::Udp } else { Transport::Tcp },
         sni: arguments.sni.clone(),
         tls: arguments.tls,
+        preread: arguments.preread.as_ref().map(|hex| hex.0.clone()).unwrap_or_default(),
+        vars: arguments.vars.iter().map(|Var(name, value)| (name.clone(), value.clone())).collect(),
         others: arguments.others,
     };
     match &arguments.node {

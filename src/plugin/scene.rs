@@ -59,8 +59,8 @@ pub struct Scene<'a> {
 
 /// Variables by name.
 pub trait Given: std::fmt::Debug {
-    /// The value; `None` where it is not given.
-    fn variable(&self, name: &str) -> Option<&str>;
+    /// The value, or that there is none; `None` where the session's own counts.
+    fn variable(&self, name: &str) -> Option<Option<&str>>;
 }
 
 impl Scene<'_> {
@@ -68,7 +68,7 @@ impl Scene<'_> {
     #[must_use]
     pub fn variable(&self, name: &str) -> Option<Variable<'_>> {
         if let Some(value) = self.given.and_then(|given| given.variable(name)) {
-            return Some(Variable::Text(value));
+            return value.map(Variable::Text);
         }
         self.route
             .variable(name)

@@ -159,7 +159,7 @@ fn begin<'a>(
         }
         let routed = match record.route() {
             Ok(route) if route.plugins.only_report() => record.pool(&route),
-            Ok(route) => Box::pin(staged(record, &route, client, &mut rest, timer.as_mut())).await,
+            Ok(route) => Box::pin(staged(record, route, client, &mut rest, timer.as_mut())).await,
             Err(refusal) => Err(refusal),
         };
         let refusal = match routed {
@@ -192,7 +192,7 @@ fn begin<'a>(
 /// The pool of a session whose route has plugins that have a say; what they read is kept in `rest`.
 async fn staged(
     record: &mut Record,
-    route: &Route,
+    route: Arc<Route>,
     client: &TcpStream,
     rest: &mut Option<Box<Rest>>,
     timer: Pin<&mut Sleep>,
@@ -200,7 +200,7 @@ async fn staged(
     let mut seen = rest.take().unwrap_or_default();
     let Rest { preread, client: tls, .. } = &mut *seen;
     let speaker = stage::Speaker { stream: client, tls: tls.as_mut(), preread };
-    let pool = stage::connection(record, route, speaker, timer).await;
+    let pool = stage::connection(record, &route, speaker, timer).await;
     *rest = Some(seen).filter(|seen| seen.client.is_some() || !seen.preread.is_empty());
     pool
 }

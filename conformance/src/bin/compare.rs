@@ -31,7 +31,7 @@ const USAGE: &str = "usage: compare GATEWAY [OPTION]…
   --idle N        idle connections to hold (9000)
   --proxies A,B   only these, by their names in the results
   --works A,B     only these: idle, connections, requests, paced, bulk-1, bulk-8, first-bytes, datagrams, segments,
-                  least-conn, hash, tls-idle, tls-handshake, tls-resumed, tls-bulk-1, tls-bulk-8, tls-upload-1, tls-upload-8, passthrough
+                  least-conn, hash, plugins, tls-idle, tls-handshake, tls-resumed, tls-bulk-1, tls-bulk-8, tls-upload-1, tls-upload-8, passthrough
   --installed     leave out the peers that are not installed
   --unprivileged  start the proxies as users without privileges
   --report        exit with 0 whatever is missed

@@ -21,6 +21,8 @@ use crate::gateway::LIMIT;
 pub(super) const CLIENTS: usize = 32;
 /// Bytes of a request and of its answer.
 const MESSAGE: usize = 64;
+/// An MQTT CONNECT of version 3.1.1 with a client identifier.
+pub const GREETING: &[u8] = b"\x10\x13\x00\x04MQTT\x04\x02\x00\x3c\x00\x07bench-1";
 /// From one request to the next, where they come at a rate.
 const PACE: Duration = Duration::from_micros(200);
 /// The most that one read discards in bulk.
@@ -83,10 +85,19 @@ impl Waiting {
 
 /// Connect, a byte each way, close: several at a time, again and again.
 pub fn connections(proxy: SocketAddr, progress: &Progress) -> io::Result<()> {
-    let mut waiting = Waiting::new()?;
+    connections_that_say(b"?", proxy, progress)
+}
+
+/// The same with [`GREETING`] in place of a byte.
+pub fn greetings(proxy: SocketAddr, progress: &Progress) -> io::Result<()> {
+    connections_that_say(GREETING, proxy, progress)
+}
+
+fn connections_that_say(said: &[u8], proxy: SocketAddr, progress: &Progress) -> io::Result<()> {
+    let (mut waiting, mut echo) = (Waiting::new()?, vec![0; said.len()]);
     let ask = |waiting: &Waiting, index| {
         let mut stream = connect(proxy)?;
-        stream.write_all(b"?")?;
+        stream.write_all(said)?;
         waiting.add(&stream, index)?;
         io::Result::Ok(stream)
     };
@@ -95,7 +106,7 @@ pub fn connections(proxy: SocketAddr, progress: &Progress) -> io::Result<()> {
         let ready: Vec<usize> = waiting.ready()?.collect();
         for index in ready {
             let Some(stream) = open.get_mut(index) else { continue };
-            stream.read_exact(&mut [0])?;
+            stream.read_exact(&mut echo)?;
             progress.add(1);
             // The old one closes as it is replaced.
             *stream = ask(&waiting, index)?;

@@ -24,6 +24,10 @@ pub enum Against {
     Peer(Proxy),
     /// Another figure of streamgate: the limit is of the ratio.
     Own(Metric),
+    /// Another figure of streamgate: the limit is of what is added to it.
+    Above(Metric),
+    /// The same figure of streamgate set up in the one way, beside the other way: the limit is of the ratio.
+    Ways(Proxy, Proxy),
     /// Nothing: the limit is of the figure.
     Nothing,
 }
@@ -34,7 +38,8 @@ impl Against {
     pub fn name(self) -> Option<&'static str> {
         match self {
             Self::Peer(proxy) => Some(proxy.name()),
-            Self::Own(metric) => Some(metric.id()),
+            Self::Own(metric) | Self::Above(metric) => Some(metric.id()),
+            Self::Ways(_, other) => Some(other.name()),
             Self::Nothing => None,
         }
     }
@@ -102,6 +107,18 @@ pub const LIMITS: &[Limit] = &[
     beside(Metric::LeastConn, Metric::Connection, 1.05),
     limit(Metric::Hash, Proxy::Nginx, Some(1.05), None),
     beside(Metric::Hash, Metric::Connection, 1.05),
+    Limit {
+        metric: Metric::Connection,
+        against: Against::Ways(Proxy::StreamgateLogged, Proxy::StreamgateSilent),
+        required: Some(1.1),
+        stretch: None,
+    },
+    Limit {
+        metric: Metric::Plugins,
+        against: Against::Above(Metric::Greeting),
+        required: Some(15.0),
+        stretch: None,
+    },
     own(Metric::IdleMemory, Some(2560.0), Some(1536.0)),
     own(Metric::IdleCpu, Some(1.0), None),
     limit(Metric::TlsHandshake, Proxy::Nginx, Some(1.0), Some(0.75)),
@@ -125,6 +142,8 @@ impl Limit {
         match self.against {
             Against::Peer(peer) => results.ratio(self.metric, peer),
             Against::Own(other) => results.own_ratio(self.metric, other),
+            Against::Above(other) => results.own_difference(self.metric, other),
+            Against::Ways(one, other) => results.ratio_of(self.metric, one, other),
             Against::Nothing => results.figure(self.metric, Proxy::Streamgate),
         }
     }

@@ -25,6 +25,8 @@ pub enum Work {
     LeastConn,
     /// The same, the node found by hashing the client.
     Hash,
+    /// Connections that begin with an MQTT CONNECT, without plugins and with six of them.
+    Plugins,
     /// TLS connections are held.
     TlsIdle,
     /// TLS connections that come and go, each with a full handshake.
@@ -46,7 +48,7 @@ pub enum Work {
 
 /// In the order they are done, each with its name: memory is measured on proxies that have done
 /// nothing yet. Those of TLS have processes of their own.
-const WORKS: [(Work, &str); 19] = [
+const WORKS: [(Work, &str); 20] = [
     (Work::Idle, "idle"),
     (Work::Connections, "connections"),
     (Work::Requests, "requests"),
@@ -58,6 +60,7 @@ const WORKS: [(Work, &str); 19] = [
     (Work::Segments, "segments"),
     (Work::LeastConn, "least-conn"),
     (Work::Hash, "hash"),
+    (Work::Plugins, "plugins"),
     (Work::TlsIdle, "tls-idle"),
     (Work::TlsHandshakes, "tls-handshake"),
     (Work::TlsResumed, "tls-resumed"),
@@ -103,6 +106,12 @@ impl Work {
     #[must_use]
     pub fn is_of_balancing(self) -> bool {
         matches!(self, Self::LeastConn | Self::Hash)
+    }
+
+    /// Reports whether only streamgate has what it is about.
+    #[must_use]
+    pub fn is_of_plugins(self) -> bool {
+        matches!(self, Self::Plugins)
     }
 
     /// Reports whether it is done by proxies that are set up for TLS.
@@ -153,6 +162,10 @@ pub enum Metric {
     LeastConn,
     /// The same to the one that the client's address and port hash to.
     Hash,
+    /// CPU time for a connection that begins with an MQTT CONNECT.
+    Greeting,
+    /// The same through ip-restriction, limit-conn, mqtt-proxy, traffic-split, prometheus and syslog.
+    Plugins,
     /// Resident memory of an idle TLS connection.
     TlsIdleMemory,
     /// CPU time for a TLS connection: connect, full handshake, a byte each way, close.
@@ -178,7 +191,7 @@ pub enum Metric {
 }
 
 /// Each with its name in the results, what it is, and its unit.
-const METRICS: [(Metric, &str, &str, &str); 30] = [
+const METRICS: [(Metric, &str, &str, &str); 32] = [
     (Metric::BulkOne, "bulk_1_cpu", "bulk, 1 connection: CPU for a gigabyte", "s"),
     (Metric::BulkEight, "bulk_8_cpu", "bulk, 8 connections: CPU for a gigabyte", "s"),
     (Metric::Connection, "connection_cpu", "connect, 1 byte each way, close: CPU", "us"),
@@ -203,6 +216,8 @@ const METRICS: [(Metric, &str, &str, &str); 30] = [
     ),
     (Metric::LeastConn, "least_conn_cpu", "the same connection, least_conn of 20 nodes: CPU", "us"),
     (Metric::Hash, "hash_cpu", "the same connection, consistent hash over 20 nodes: CPU", "us"),
+    (Metric::Greeting, "greeting_cpu", "connect, MQTT CONNECT and its echo, close: CPU", "us"),
+    (Metric::Plugins, "plugins_cpu", "the same through six plugins: CPU", "us"),
     (Metric::TlsIdleMemory, "tls_idle_memory", "TLS, idle connection: resident memory", "B"),
     (Metric::TlsHandshake, "tls_handshake_cpu", "TLS, full handshake, 1 byte each way, close: CPU", "us"),
     (Metric::TlsResumed, "tls_resumed_cpu", "TLS, resumed, 1 byte each way, close: CPU", "us"),
@@ -261,6 +276,7 @@ impl Metric {
             Self::Segment | Self::SegmentRate => Work::Segments,
             Self::LeastConn => Work::LeastConn,
             Self::Hash => Work::Hash,
+            Self::Greeting | Self::Plugins => Work::Plugins,
             Self::TlsIdleMemory => Work::TlsIdle,
             Self::TlsHandshake => Work::TlsHandshakes,
             Self::TlsResumed => Work::TlsResumed,

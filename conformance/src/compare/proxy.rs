@@ -23,6 +23,8 @@ pub(super) mod config;
 pub const LEAST_CONN: u16 = 7006;
 /// Where it listens for those whose node is found by hashing.
 pub const HASH: u16 = 7007;
+/// Where streamgate listens for those that go through six plugins.
+pub const PLUGINS: u16 = 7008;
 /// How long a proxy may take until it forwards.
 const START: Duration = Duration::from_secs(20);
 /// Where Debian puts the stream module, which is a package of its own.
@@ -46,16 +48,22 @@ pub enum Proxy {
     HaproxySplice,
     /// Envoy as shipped.
     Envoy,
+    /// The full gateway without the prometheus plugin: it says nothing of a session that ends well.
+    StreamgateSilent,
+    /// The full gateway with the access log of APISIX's default format.
+    StreamgateLogged,
 }
 
 /// Each with its name in the results and its program.
-const PROXIES: [(Proxy, &str, &str); 6] = [
+const PROXIES: [(Proxy, &str, &str); 8] = [
     (Proxy::Streamgate, "streamgate", "streamgate"),
     (Proxy::Nginx, "nginx", "nginx"),
     (Proxy::NginxLargeBuffer, "nginx 64k", "nginx"),
     (Proxy::Haproxy, "HAProxy", "haproxy"),
     (Proxy::HaproxySplice, "HAProxy splice", "haproxy"),
     (Proxy::Envoy, "Envoy", "envoy"),
+    (Proxy::StreamgateSilent, "streamgate silent", "streamgate"),
+    (Proxy::StreamgateLogged, "streamgate logged", "streamgate"),
 ];
 
 impl Proxy {
@@ -79,7 +87,11 @@ impl Proxy {
     /// Reports whether it is given this to do.
     #[must_use]
     pub fn does(self, work: Work) -> bool {
-        if work.is_of_tls() || work.is_of_balancing() {
+        if matches!(self, Self::StreamgateSilent | Self::StreamgateLogged) {
+            work == Work::Connections
+        } else if work.is_of_plugins() {
+            self == Self::Streamgate
+        } else if work.is_of_tls() || work.is_of_balancing() {
             matches!(self, Self::Streamgate | Self::Nginx)
         } else {
             !work.is_of_datagrams() || self.forwards_datagrams()
@@ -94,7 +106,7 @@ impl Proxy {
     #[must_use]
     pub fn program(self, gateway: &Path) -> Option<PathBuf> {
         match self {
-            Self::Streamgate => Some(gateway.to_owned()),
+            Self::Streamgate | Self::StreamgateSilent | Self::StreamgateLogged => Some(gateway.to_owned()),
             Self::Nginx | Self::NginxLargeBuffer if !Path::new(NGINX_STREAM).exists() => None,
             _ => find(PROXIES[self as usize].2),
         }
@@ -105,7 +117,7 @@ impl Proxy {
     pub fn version(self, gateway: &Path) -> io::Result<String> {
         let program = self.program(gateway).ok_or(io::ErrorKind::NotFound)?;
         let argument = match self {
-            Self::Streamgate => "version",
+            Self::Streamgate | Self::StreamgateSilent | Self::StreamgateLogged => "version",
             Self::Envoy => "--version",
             Self::Nginx | Self::NginxLargeBuffer => "-V",
             Self::Haproxy | Self::HaproxySplice => "-v",

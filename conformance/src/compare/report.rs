@@ -130,7 +130,8 @@ impl Report {
 fn reference(against: Against) -> &'static str {
     match against {
         Against::Peer(proxy) => proxy.name(),
-        Against::Own(metric) => metric.what(),
+        Against::Own(metric) | Against::Above(metric) => metric.what(),
+        Against::Ways(..) => "access log and prometheus on, beside neither",
         Against::Nothing => "itself",
     }
 }

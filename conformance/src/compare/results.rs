@@ -53,7 +53,20 @@ impl Results {
     /// Streamgate's figure through the peer's of the same round, over the rounds.
     #[must_use]
     pub fn ratio(&self, metric: Metric, peer: Proxy) -> Option<Spread> {
-        ratio(self.samples(metric, Proxy::Streamgate), self.samples(metric, peer))
+        self.ratio_of(metric, Proxy::Streamgate, peer)
+    }
+
+    /// The figure of one proxy through another's of the same turn, over all turns.
+    #[must_use]
+    pub fn ratio_of(&self, metric: Metric, one: Proxy, other: Proxy) -> Option<Spread> {
+        ratio(self.samples(metric, one), self.samples(metric, other))
+    }
+
+    /// How much one figure of streamgate is above another of the same turn, over all turns.
+    #[must_use]
+    pub fn own_difference(&self, metric: Metric, other: Metric) -> Option<Spread> {
+        let [own, other] = [metric, other].map(|metric| self.samples(metric, Proxy::Streamgate));
+        spread(own.iter().zip(other).map(|(own, other)| own - other).collect())
     }
 
     /// One figure of streamgate through another of the same turn, over all turns.
@@ -153,10 +166,12 @@ mod tests {
         };
         // Figures that are measured once a round, and those that HAProxy does not take part in.
         let (whole, idle, idle_tls, datagrams, tls, balancing) = (results(&all), 4, 1, 4, 11, 2);
+        // Only streamgate has plugins.
+        let all_peers = all.len() - 2;
         assert_eq!(count(&whole, &[Proxy::Nginx], &works, 1), 0);
-        assert_eq!(count(&whole, &[Proxy::Nginx], &works, 2), all.len() - idle - idle_tls);
+        assert_eq!(count(&whole, &[Proxy::Nginx], &works, 2), all_peers - idle - idle_tls);
         let both = [Proxy::Nginx, Proxy::Haproxy];
-        assert_eq!(count(&whole, &both, &works, 1), all.len() - datagrams - tls - balancing);
+        assert_eq!(count(&whole, &both, &works, 1), all_peers - datagrams - tls - balancing);
         assert_eq!(count(&whole, &[Proxy::Haproxy], &[Work::Idle], 1), idle);
         let zero = |metric: Metric| {
             let others = all.iter().copied().filter(|(of, ..)| *of != metric);

@@ -10,7 +10,7 @@ use super::client::{self, Progress};
 use super::datagram::{self, SEGMENT};
 use super::metric::{Metric, Work};
 use super::plan::Plan;
-use super::proxy::{HASH, LEAST_CONN, Proxy, Running, Setting, Stage};
+use super::proxy::{HASH, LEAST_CONN, PLUGINS, Proxy, Running, Setting, Stage};
 use super::tls;
 use super::upstream::{DATAGRAMS, ECHO, SINK, SOURCE};
 use crate::certificate::Certificate;
@@ -112,6 +112,11 @@ fn does(proxy: &Running, work: Work, plan: &Plan) -> io::Result<Values> {
             Ok(vec![measured(proxy, plan, client::connections, LEAST_CONN)?.cpu(Metric::LeastConn)])
         }
         Work::Hash => Ok(vec![measured(proxy, plan, client::connections, HASH)?.cpu(Metric::Hash)]),
+        Work::Plugins => {
+            let without = measured(proxy, plan, client::greetings, ECHO)?.cpu(Metric::Greeting);
+            let with = measured(proxy, plan, client::greetings, PLUGINS)?.cpu(Metric::Plugins);
+            Ok(vec![without, with])
+        }
         of_tls => Err(io::Error::other(format!("{} is not of plain TCP or UDP", of_tls.name()))),
     }
 }

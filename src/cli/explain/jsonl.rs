@@ -1,18 +1,22 @@
 //! Cases as JSON lines: the objects and the connections in, the route and the node of each out.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use streamgate::admin::explain::from_hex;
 use streamgate::balance::{Picked, Pool, Tried};
 use streamgate::certs::Certificates;
 use streamgate::config::RulesConfig;
 use streamgate::live::Live;
 use streamgate::matcher::Order;
+use streamgate::net::this_host::this_host;
+use streamgate::plugin::{Given, Kept, Scene, judge};
 use streamgate::resource::{Key, Kind, Object, Ssl};
-use streamgate::session::{Inbound, Transport};
-use streamgate::snapshot::{Builder, Snapshot};
+use streamgate::session::{End, Inbound, Transport};
+use streamgate::snapshot::{Builder, Route, Snapshot};
 use streamgate::store::{Batch, Event, Store};
 use tokio::time::Instant;
 
@@ -107,6 +111,20 @@ fn certificates(case: &Value, store: &Store) -> Certificates<Arc<str>> {
     certificates
 }
 
+/// A peer without an address, such as nginx's `unix:`: no rule about addresses holds for it.
+fn is_unaddressed(text: &str) -> bool {
+    !text.contains('.') && text.matches(':').count() < 2
+}
+
+/// Variables may be given that no real session has.
+fn is_ip(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| text.parse::<IpAddr>().is_ok())
+}
+
+fn is_port(value: &Value) -> bool {
+    value.as_str().is_none_or(|text| text.parse::<u16>().is_ok())
+}
+
 fn is_tls(connection: &Value) -> bool {
     connection.get("tls").and_then(Value::as_bool) == Some(true)
 }
@@ -139,12 +157,15 @@ fn secured(
 
 fn inbound(case: &Value, connection: &Value) -> Result<Inbound, String> {
     let address = |member: &str, port: &str| -> Result<SocketAddr, String> {
-        let text = connection.get(member).and_then(Value::as_str).unwrap_or("0.0.0.0");
-        let ip: IpAddr = text
-            .trim_matches(['[', ']'])
-            .parse()
-            .map_err(|_| format!("{member} is {text:?}, which is no address"))?;
-        let port = match connection.get(port) {
+        let var = || connection.get("vars").and_then(|vars| vars.get(member)).filter(|value| is_ip(value));
+        let text = connection.get(member).or_else(var).and_then(Value::as_str).unwrap_or("0.0.0.0");
+        let ip: IpAddr = match text.trim_matches(['[', ']']).parse() {
+            Ok(ip) => ip,
+            Err(_) if is_unaddressed(text) => Ipv4Addr::UNSPECIFIED.into(),
+            Err(_) => return Err(format!("{member} is {text:?}, which is no address")),
+        };
+        let var = || connection.get("vars").and_then(|vars| vars.get(port)).filter(|value| is_port(value));
+        let port = match connection.get(port).or_else(var) {
             None | Some(Value::Null) => 0,
             // Variables are texts, so a port may come as one.
             Some(Value::String(text)) => {
@@ -169,16 +190,112 @@ fn inbound(case: &Value, connection: &Value) -> Result<Inbound, String> {
     Ok(inbound)
 }
 
-fn result(snapshot: &Snapshot, inbound: &Inbound, connection: &Value, open: &mut Vec<Picked>) -> Value {
+fn result(snapshot: &Snapshot, inbound: &Inbound, connection: &Value, open: &mut Vec<Open>) -> Value {
     let Some(route) = snapshot.find(inbound) else {
         return json!({"route": null, "node": null, "reason": "no_route: no stream_route matches"});
     };
-    let pool = match snapshot.pool(&route.target) {
-        Ok(pool) => pool,
-        Err((end, why)) => {
-            return json!({"route": &*route.id, "node": null, "reason": format!("{}: {why}", end.label())});
+    let (mut inbound, mut kept) = (inbound.clone(), Kept::default());
+    let mut answer = json!({"route": &*route.id, "node": null});
+    let passed = asked(route, &mut inbound, connection, &mut kept, &mut answer);
+    if passed {
+        let choice = kept.choice.take();
+        let pool =
+            choice.as_ref().map_or_else(|| snapshot.pool(&route.target), |choice| snapshot.chosen(choice));
+        match pool {
+            Ok(pool) => {
+                answer["upstream"] = json!(&*pool.id);
+                let (node, reason) = pick(pool, &inbound, connection, open);
+                (answer["node"], answer["reason"]) = (json!(node), json!(reason));
+            }
+            Err((end, why)) => answer["reason"] = json!(format!("{}: {why}", end.label())),
         }
+    }
+    open.push(Open::Kept(kept));
+    answer
+}
+
+/// What sessions of one line hold until its end.
+#[derive(Debug)]
+enum Open {
+    Node(#[expect(dead_code, reason = "counts as long as it lives")] Picked),
+    Kept(#[expect(dead_code, reason = "counts as long as it lives")] Kept),
+}
+
+/// Asks the plugins of the route; false where the session gets no further.
+fn asked(
+    route: &Route,
+    inbound: &mut Inbound,
+    connection: &Value,
+    kept: &mut Kept,
+    answer: &mut Value,
+) -> bool {
+    let vars = Vars(connection);
+    let first = connection.get("preread").and_then(Value::as_str).map_or(Some(Vec::new()), from_hex);
+    let Some(first) = first else {
+        answer["reason"] = json!("preread is no even number of hex digits");
+        return false;
     };
+    let mut scene = Scene {
+        inbound,
+        route: route.facts(),
+        host: &this_host(),
+        first: &first,
+        now: Instant::now().into_std(),
+        time: SystemTime::now(),
+        kept,
+        given: Some(&vars),
+        preview: false,
+    };
+    let verdict = judge(&route.plugins, &mut scene);
+    if !verdict.delay.is_zero() {
+        answer["delay"] = json!(verdict.delay.as_secs_f64());
+    }
+    if let Some(id) = &inbound.mqtt_client_id {
+        answer["mqtt_client_id"] = json!(&**id);
+    }
+    let plugin = verdict.said.last().map(|said| said.plugin);
+    match (verdict.refused, verdict.wants) {
+        (Some((denied, why)), _) => {
+            answer["plugin"] = json!(denied.plugin);
+            answer["code"] = json!(denied.code);
+            answer["reason"] = json!(format!("{}: {why}", End::PluginDenied.label()));
+            false
+        }
+        (None, Some(wanted)) => {
+            answer["plugin"] = json!(plugin);
+            answer["wants"] = json!(wanted);
+            let who = plugin.unwrap_or_default();
+            answer["reason"] = json!(format!("preread: {who} waits for {wanted} bytes in all"));
+            false
+        }
+        (None, None) => true,
+    }
+}
+
+/// The `vars` of a connection. What it tells neither there nor itself is not there.
+#[derive(Debug)]
+struct Vars<'a>(&'a Value);
+
+impl Given for Vars<'_> {
+    fn variable(&self, name: &str) -> Option<Option<&str>> {
+        let value = self.0.get("vars").and_then(|vars| vars.get(name)).and_then(Value::as_str);
+        let address = matches!(name, "remote_addr" | "remote_port" | "server_addr" | "server_port");
+        let unaddressed = || self.0.get(name).and_then(Value::as_str).filter(|text| is_unaddressed(text));
+        match value.or_else(|| unaddressed().filter(|_| name == "remote_addr")) {
+            Some(value) => Some(Some(value)),
+            None if address && self.0.get(name).is_none_or(Value::is_null) => Some(None),
+            None => None,
+        }
+    }
+}
+
+/// The node, and why it is that one or none.
+fn pick(
+    pool: &Pool,
+    inbound: &Inbound,
+    connection: &Value,
+    open: &mut Vec<Open>,
+) -> (Option<Arc<str>>, &'static str) {
     let labels = |member: &str| -> Vec<&str> {
         connection
             .get(member)
@@ -193,10 +310,10 @@ fn result(snapshot: &Snapshot, inbound: &Inbound, connection: &Value, open: &mut
     match pool.pick_where(inbound, now, |node| !down.contains(&&*node.label), &mut tried) {
         Some(picked) => {
             let node = picked.node.label.clone();
-            open.push(picked);
-            json!({"route": &*route.id, "node": &*node, "reason": "matched"})
+            open.push(Open::Node(picked));
+            (Some(node), "matched")
         }
-        None => json!({"route": &*route.id, "node": null, "reason": no_node(pool)}),
+        None => (None, no_node(pool)),
     }
 }
 

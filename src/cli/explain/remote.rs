@@ -1,5 +1,7 @@
 //! Asks a running node: `GET /v1/explain` of its control API.
 
+use std::fmt::Write as _;
+
 use serde_json::Value;
 use streamgate::admin::explain::{Answer, Question};
 use streamgate::net::http::encoded;
@@ -47,6 +49,13 @@ fn path(question: &Question) -> String {
     if let Some(sni) = &question.sni {
         path.push_str("&sni=");
         path.push_str(&encoded(sni));
+    }
+    if !question.preread.is_empty() {
+        path.push_str("&preread=");
+        question.preread.iter().for_each(|byte| _ = write!(path, "{byte:02x}"));
+    }
+    for (name, value) in &question.vars {
+        let _ = write!(path, "&var.{}={}", encoded(name), encoded(value));
     }
     path
 }

@@ -25,6 +25,9 @@ pub(super) fn write(answer: &Answer, origin: Origin<'_>, out: &mut impl Write) -
         certificate(ssl, out)?;
     }
     winner(answer, out)?;
+    for voice in &answer.plugins {
+        writeln!(out, "plugin {} {}", voice.plugin, voice.says)?;
+    }
     for other in &answer.others {
         writeln!(out, "not    {}: {}", title(&other.route, other.name.as_deref()), other.why)?;
     }

@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use super::{HASH, LEAST_CONN, Proxy, Stage};
+use super::{HASH, LEAST_CONN, PLUGINS, Proxy, Stage};
 use crate::compare::tls::{PASSTHROUGH, PLAIN};
 use crate::compare::upstream::{DATAGRAMS, DRAIN, ECHO, NODES, SINK, SOURCE};
 use crate::routes::other_route;
@@ -22,6 +22,10 @@ const HAPROXY: &str = include_str!("../../../../benches/peers/haproxy.cfg");
 const ENVOY: &str = include_str!("../../../../benches/peers/envoy.yaml");
 const SPLICE: &[(&str, &str)] =
     &[("@PIPES@", "maxpipes 200"), ("@SPLICE@", "option splice-request\n  option splice-response")];
+
+/// What every session of a route with six plugins goes through and none is refused by: the greeting of
+/// [`client::GREETING`](crate::compare::client::GREETING) is an MQTT CONNECT.
+const SIX_PLUGINS: &str = r#"{"ip-restriction": {"blacklist": ["203.0.113.0/24", "2001:db8::/32"]}, "limit-conn": {"conn": 10000, "burst": 100, "default_conn_delay": 0.1, "key": "remote_addr"}, "mqtt-proxy": {"protocol_level": 4}, "traffic-split": {"rules": [{"match": [{"vars": [["server_port", "==", "7008"]]}], "weighted_upstreams": [{"weight": 1}]}]}, "prometheus": {}, "syslog": {"host": "@UPSTREAM@", "port": 7005, "sock_type": "udp", "log_format": {"client": "$remote_addr", "port": "$remote_port", "status": "$status", "sent": "$bytes_sent", "received": "$bytes_received", "time": "$session_time", "upstream": "$upstream_addr"}}}"#;
 
 type Template = (&'static str, &'static [(&'static str, &'static str)]);
 
@@ -39,6 +43,7 @@ pub(in crate::compare) fn set_up(
         .replace("@LISTEN@", &ip.to_string())
         .replace("@UPSTREAM@", &upstream.to_string())
         .replace("@SERVERS@", &servers(upstream))
+        .replace("@ACCESS_LOG@", if proxy == Proxy::StreamgateLogged { "true" } else { "false" })
         .replace("@FOLDER@", &folder.to_string_lossy())
         .replace("@FILES@", &files.to_string());
     for (name, value) in values {
@@ -47,13 +52,17 @@ pub(in crate::compare) fn set_up(
     // Envoy reads YAML only from a file of that ending.
     let file = folder.join("config.yaml");
     fs::write(&file, text)?;
-    fs::write(folder.join("apisix.yaml"), objects(stage, upstream))?;
+    let mut objects = objects(stage, upstream);
+    if proxy == Proxy::StreamgateSilent {
+        objects = objects.replace(r#""plugins": {"prometheus": {}}, "#, "");
+    }
+    fs::write(folder.join("apisix.yaml"), objects)?;
     if let Stage::Tls(certificate) = stage {
         fs::write(folder.join("certificate.pem"), &certificate.pem)?;
         fs::write(folder.join("key.pem"), &certificate.key_pem)?;
     }
     let words = match proxy {
-        Proxy::Streamgate => "run -c",
+        Proxy::Streamgate | Proxy::StreamgateSilent | Proxy::StreamgateLogged => "run -c",
         Proxy::Nginx | Proxy::NginxLargeBuffer => "-e stderr -c",
         Proxy::Haproxy | Proxy::HaproxySplice => "-db -f",
         Proxy::Envoy => "--concurrency 1 --disable-hot-restart --log-level error -c",
@@ -63,7 +72,9 @@ pub(in crate::compare) fn set_up(
 
 fn template(proxy: Proxy, stage: Stage) -> io::Result<Template> {
     Ok(match (stage, proxy) {
-        (Stage::Plain, Proxy::Streamgate) => (STREAMGATE, &[]),
+        (Stage::Plain, Proxy::Streamgate | Proxy::StreamgateSilent | Proxy::StreamgateLogged) => {
+            (STREAMGATE, &[])
+        }
         (Stage::Plain, Proxy::Nginx) => (NGINX, &[("@BUFFER@", "")]),
         (Stage::Plain, Proxy::NginxLargeBuffer) => (NGINX, &[("@BUFFER@", "proxy_buffer_size 64k;")]),
         (Stage::Plain, Proxy::Haproxy) => (HAPROXY, &[("@PIPES@", ""), ("@SPLICE@", "")]),
@@ -105,6 +116,11 @@ fn objects(stage: Stage, upstream: Ipv4Addr) -> String {
     }
     if matches!(stage, Stage::Plain) {
         text.push_str(&balanced(upstream));
+        let (node, plugins) = (SocketAddr::from((IpAddr::from(upstream), ECHO)), six_plugins(upstream));
+        let _ = writeln!(
+            text,
+            r#"  - {{"id": "through-{PLUGINS}", "server_port": {PLUGINS}, "plugins": {plugins}, "upstream": {{"type": "roundrobin", "nodes": {{"{node}": 1}}}}}}"#
+        );
     }
     for (key, value) in (0..OTHER_ROUTES).map(other_route) {
         let id = key.rsplit('/').next().unwrap_or_default();
@@ -117,6 +133,10 @@ fn objects(stage: Stage, upstream: Ipv4Addr) -> String {
     }
     text.push_str("#END\n");
     text
+}
+
+fn six_plugins(upstream: Ipv4Addr) -> String {
+    SIX_PLUGINS.replace("@UPSTREAM@", &upstream.to_string())
 }
 
 /// The routes of streamgate with several nodes.
