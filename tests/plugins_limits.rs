@@ -208,26 +208,31 @@ fn a_rate_is_that_of_all_workers() {
     assert!(left.ends_with('s') && left.starts_with("99"), "{left}");
 }
 
-#[test]
-fn a_rate_counts_associations_too() {
-    let limit = json!({"rate": 0.001, "burst": 1, "key": "server_port"});
-    let (mut configured, _) = gateway(&json!({"limit-rate": limit}));
+/// Of five clients that send datagrams so many are answered.
+#[track_caller]
+fn check_associations(plugins: &Value, answered: usize) {
+    let (mut configured, _) = gateway(plugins);
     let addr = configured.udp();
+    let refused = || configured.gateway.ended_count(End::PluginDenied);
     let clients: Vec<UdpSocket> = (0..5).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
-    for client in &clients {
-        client.send_to(b"?", addr).unwrap();
-    }
-    poll_until("refusals", || (configured.gateway.ended_count(End::PluginDenied) == 3).then_some(()));
-    let answered = clients.iter().filter(|client| {
+    let heard = clients.iter().filter(|client| {
         client.set_nonblocking(true).unwrap();
-        client.send_to(b"!", addr).unwrap();
-        let denied = configured.gateway.ended_count(End::PluginDenied);
+        let before = refused();
+        client.send_to(b"?", addr).unwrap();
         poll_until("an answer or a refusal", || {
-            let refused = configured.gateway.ended_count(End::PluginDenied) > denied;
-            client.recv_from(&mut [0; 9]).map(|_| true).ok().or_else(|| refused.then_some(false))
+            let answer = client.recv_from(&mut [0; 9]).map(|_| true).ok();
+            answer.or_else(|| (refused() > before).then_some(false))
         })
     });
-    assert_eq!(answered.count(), 2);
+    assert_eq!(heard.count(), answered, "{plugins}");
+}
+
+#[test]
+fn associations_count_as_connections_do() {
+    check_associations(&json!({"limit-rate": {"rate": 0.001, "burst": 1, "key": "server_port"}}), 2);
+    // Nobody waits: that would be an hour.
+    let limit = json!({"conn": 1, "burst": 2, "default_conn_delay": 3600, "key": "remote_addr"});
+    check_associations(&json!({"limit-conn": limit}), 3);
 }
 
 #[test]

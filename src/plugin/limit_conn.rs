@@ -73,3 +73,74 @@ impl LimitConn {
         Duration::try_from_secs_f64(self.delay * times as f64).unwrap_or(Duration::MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Instant, SystemTime};
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::live::Live;
+    use crate::plugin::{Kept, RouteFacts};
+    use crate::resource::{Key as Owner, Kind};
+    use crate::session::{Host, Inbound, Transport};
+
+    fn made(conf: &Value, live: &Live) -> LimitConn {
+        let owner = Owner::new(Kind::StreamRoute, "1");
+        LimitConn::compile(conf, &Ground { owner: &owner, live }).unwrap()
+    }
+
+    fn ask(limit: &LimitConn, preview: bool, kept: &mut Kept) -> Decision {
+        let addr = "10.0.0.1:5000".parse().unwrap();
+        let mut scene = Scene {
+            inbound: &mut Inbound::new(Transport::Tcp, addr, addr),
+            route: RouteFacts::default(),
+            host: &Host::default(),
+            first: &[],
+            now: Instant::now(),
+            time: SystemTime::now(),
+            kept,
+            given: None,
+            preview,
+        };
+        limit.preread(&mut scene)
+    }
+
+    #[test]
+    fn a_preview_tells_what_would_be_and_counts_nothing() {
+        let (live, mut kept) = (Live::default(), Kept::default());
+        let conf = json!({"conn": 1, "burst": 1, "default_conn_delay": 0.5, "key": "remote_addr"});
+        let limit = made(&conf, &live);
+        let wait = Decision::Wait(Duration::from_millis(500));
+        for decision in [Decision::Pass, wait] {
+            assert_eq!(ask(&limit, true, &mut kept), decision);
+            assert_eq!(ask(&limit, true, &mut kept), decision);
+            assert_eq!(ask(&limit, false, &mut kept), decision);
+        }
+        assert!(matches!(ask(&limit, true, &mut kept), Decision::Deny { code: 503, .. }));
+        assert_eq!(kept.places.len(), 2);
+    }
+
+    #[test]
+    fn the_order_of_fields_makes_no_other_limit() {
+        let (live, mut kept) = (Live::default(), Kept::default());
+        let conf = json!({"conn": 1, "burst": 0, "default_conn_delay": 1, "key": "a", "x": {"y": 1, "z": [1]}});
+        let other = json!({"x": {"z": [1], "y": 1}, "key": "a", "default_conn_delay": 1, "burst": 0, "conn": 1});
+        let nested = json!({"conn": 1, "burst": 0, "default_conn_delay": 1, "key": "a", "x": {"y": 1}, "z": [1]});
+        let (first, same, another) = (made(&conf, &live), made(&other, &live), made(&nested, &live));
+        assert_eq!(ask(&first, false, &mut kept), Decision::Pass);
+        assert!(matches!(ask(&same, false, &mut kept), Decision::Deny { .. }));
+        assert_eq!(ask(&another, false, &mut kept), Decision::Pass);
+    }
+
+    /// What a schema lets in and no count or clock can hold.
+    #[test]
+    fn huge_numbers_are_taken_as_the_largest() {
+        let (live, mut kept) = (Live::default(), Kept::default());
+        let conf = json!({"conn": 1, "burst": 1e30, "default_conn_delay": 1e300, "key": "remote_addr"});
+        let limit = made(&conf, &live);
+        assert_eq!(ask(&limit, false, &mut kept), Decision::Pass);
+        assert_eq!(ask(&limit, false, &mut kept), Decision::Wait(Duration::MAX));
+    }
+}
