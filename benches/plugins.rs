@@ -90,7 +90,8 @@ fn limits(c: &mut Criterion) {
     let live = Live::default();
     // Half are addresses, half networks; no entry is in another.
     let spread = |at: u32| Ipv4Addr::from_bits(at.wrapping_mul(2_654_435_761) & 0xffff_ff00);
-    let v4 = (0..5_000).map(|at| if at % 2 == 0 { spread(at).to_string() } else { format!("{}/24", spread(at)) });
+    let v4 =
+        (0..5_000).map(|at| if at % 2 == 0 { spread(at).to_string() } else { format!("{}/24", spread(at)) });
     let v6 = (0..5_000).map(|at| format!("2001:db8:{at:x}::/48"));
     let entries: Vec<String> = v4.chain(v6).collect();
     let restriction = |list: &str| plugins(&live, "ip-restriction", json!({list: entries}));

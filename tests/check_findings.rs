@@ -276,7 +276,11 @@ fn what_limit_conn_has_for_http_alone() {
                "upstreams": [{"id": "u", "nodes": nodes()}]})
     };
     let line = "CHANGES  SG-120 stream_routes/r  ";
-    finds(&limit("policy", json!("redis")), line, "/plugins/limit-conn/policy is \"redis\" and has no effect");
+    finds(
+        &limit("policy", json!("redis")),
+        line,
+        "/plugins/limit-conn/policy is \"redis\" and has no effect",
+    );
     finds(&limit("rejected_code", json!(429)), line, "/plugins/limit-conn/rejected_code is 429");
     for (name, value) in [("policy", json!("local")), ("rejected_code", json!(503))] {
         let (code, text) = check_objects(&limit(name, value));

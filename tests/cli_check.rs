@@ -35,7 +35,11 @@ impl Config {
     fn file(objects: &Value) -> Self {
         let deployment = "{role: data_plane, role_data_plane: {config_provider: json}}";
         let listens = format!("tcp: [{}]", free_port());
-        let config = Self::new(&listens, deployment, "stream_plugins: [prometheus]\nxrpc: {protocols: [{name: redis}]}");
+        let config = Self::new(
+            &listens,
+            deployment,
+            "stream_plugins: [prometheus]\nxrpc: {protocols: [{name: redis}]}",
+        );
         fs::write(config.path().join("apisix.json"), objects.to_string()).unwrap();
         config
     }
@@ -304,10 +308,7 @@ fn explain_says_what_closes_a_connection() {
         has(&said, &[wanted, "not    first: ", "rejected stream_routes/bad: /server_port is \"x\""]);
     }
     let said = config.explain("1.2.3.4", "127.0.0.1:1003", &[]);
-    has(
-        &said,
-        &["route  cache", "       protocol redis: forwarded as plain TCP, commands are not read"],
-    );
+    has(&said, &["route  cache", "       protocol redis: forwarded as plain TCP, commands are not read"]);
     fs::write(config.path().join("apisix.json"), "{").unwrap();
     let output = config.run(&["explain", "--client", "1.2.3.4", "--server", "127.0.0.1:1"]);
     assert_eq!(output.status.code(), Some(1));

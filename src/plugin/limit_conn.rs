@@ -59,7 +59,9 @@ impl Stage for LimitConn {
             Ok(number) => Decision::Wait(self.wait(number)),
             Err(sessions) => {
                 let (conn, burst, key) = (self.conn, self.burst, key.shown());
-                let why = format!("{key:?} has {sessions} sessions, as many as conn {conn} and burst {burst} allow");
+                let why = format!(
+                    "{key:?} has {sessions} sessions, as many as conn {conn} and burst {burst} allow"
+                );
                 Decision::Deny { code: CODE, why }
             }
         }
@@ -125,9 +127,12 @@ mod tests {
     #[test]
     fn the_order_of_fields_makes_no_other_limit() {
         let (live, mut kept) = (Live::default(), Kept::default());
-        let conf = json!({"conn": 1, "burst": 0, "default_conn_delay": 1, "key": "a", "x": {"y": 1, "z": [1]}});
-        let other = json!({"x": {"z": [1], "y": 1}, "key": "a", "default_conn_delay": 1, "burst": 0, "conn": 1});
-        let nested = json!({"conn": 1, "burst": 0, "default_conn_delay": 1, "key": "a", "x": {"y": 1}, "z": [1]});
+        let conf =
+            json!({"conn": 1, "burst": 0, "default_conn_delay": 1, "key": "a", "x": {"y": 1, "z": [1]}});
+        let other =
+            json!({"x": {"z": [1], "y": 1}, "key": "a", "default_conn_delay": 1, "burst": 0, "conn": 1});
+        let nested =
+            json!({"conn": 1, "burst": 0, "default_conn_delay": 1, "key": "a", "x": {"y": 1}, "z": [1]});
         let (first, same, another) = (made(&conf, &live), made(&other, &live), made(&nested, &live));
         assert_eq!(ask(&first, false, &mut kept), Decision::Pass);
         assert!(matches!(ask(&same, false, &mut kept), Decision::Deny { .. }));

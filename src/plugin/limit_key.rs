@@ -82,7 +82,11 @@ pub(super) fn number(conf: &Value, name: &str) -> Result<f64, String> {
 }
 
 /// The same, where it counts things; what is too large counts as the largest number there is.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not below zero, and it saturates")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "not below zero, and it saturates"
+)]
 pub(super) fn count(conf: &Value, name: &str) -> Result<u64, String> {
     number(conf, name).map(|number| number as u64)
 }

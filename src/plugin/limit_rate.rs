@@ -49,7 +49,8 @@ impl Stage for LimitRate {
             Ok(()) => Decision::Pass,
             Err(left) => {
                 let (rate, key) = (self.rate, key.shown());
-                let why = format!("{key:?} begins more than {rate} sessions a second; the next may in {left:.1?}");
+                let why =
+                    format!("{key:?} begins more than {rate} sessions a second; the next may in {left:.1?}");
                 Decision::Deny { code: self.code, why }
             }
         }

@@ -145,7 +145,9 @@ const OF_HTTP: [(&str, Option<&str>); 6] = [
 /// APISIX reads them unchecked (`apisix/plugins/limit-conn/init.lua:158`).
 fn without_effect(conf: &Value, at: &str, notes: &mut Notes) {
     for (name, as_here) in OF_HTTP {
-        let Some(value) = conf.get(name).filter(|value| as_here != Some(&*value.to_string())) else { continue };
+        let Some(value) = conf.get(name).filter(|value| as_here != Some(&*value.to_string())) else {
+            continue;
+        };
         let text = format!(
             "{at}/{name} is {} and has no effect: sessions are counted in this process and refused with 503",
             brief(value)

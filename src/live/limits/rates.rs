@@ -33,7 +33,8 @@ impl Pace {
     /// of what can be measured, one in 146 years to one a nanosecond, count as the nearest one inside.
     #[must_use]
     pub fn new(rate: f64, burst: f64) -> Self {
-        let interval = nanos(Duration::try_from_secs_f64(1.0 / rate.max(0.0)).unwrap_or(Duration::MAX)).max(1);
+        let interval =
+            nanos(Duration::try_from_secs_f64(1.0 / rate.max(0.0)).unwrap_or(Duration::MAX)).max(1);
         let tokens = rate.max(1.0) + burst.max(0.0);
         #[expect(clippy::cast_precision_loss, reason = "a nanosecond more or less")]
         let ahead = Duration::try_from_secs_f64((tokens - 1.0) * (interval as f64 / 1e9));
