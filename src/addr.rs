@@ -5,6 +5,7 @@
 //! is cut into host and port as `apisix/core/utils.lua:146` does it. Pure: no I/O, no clock.
 
 mod apisix;
+mod networks;
 mod prefix_map;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
+pub use networks::Networks;
 pub use prefix_map::{Contents, PrefixMap};
 
 /// A set of addresses: one address or one network. Host bits are cut off, so that

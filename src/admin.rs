@@ -173,6 +173,7 @@ impl Admin {
         metrics.udp_evictions.absolute(node.udp_evicted.count());
         metrics.udp_dropped.absolute(node.udp_dropped.count() + node.udp_undeliverable.count());
         metrics.udp_errors.absolute(node.udp_refused.count());
+        metrics.limit_keys_forgotten.absolute(node.limit_keys_forgotten.count());
         metrics.outcomes_dropped.absolute(node.outcomes_dropped.count());
         metrics.etcd_reconnects.absolute(self.state.status.reconnects());
     }

@@ -22,6 +22,7 @@ use crate::config::{Config, Listen, Source};
 use crate::control::{self, Control};
 use crate::discovery;
 use crate::drain::Drain;
+use crate::live::limits::Limits;
 use crate::live::node_state::NodeState;
 use crate::live::source_status::SourceStatus;
 use crate::live::totals::Totals;
@@ -128,6 +129,7 @@ impl Gateway {
             first,
             accepted,
             descriptors: shared.descriptors.clone(),
+            limits: Limits::new(shared.node.limit_keys_forgotten.clone()),
         };
         follow(&config, with, &background);
         Ok(Self {
@@ -255,6 +257,8 @@ struct Following {
     accepted: mpsc::Receiver<()>,
     /// Those that sessions and probes may have.
     descriptors: Arc<Budget>,
+    /// What limits of plugins remember.
+    limits: Limits,
 }
 
 /// Starts it, and what keeps the snapshots up to date otherwise.
@@ -263,7 +267,7 @@ fn follow(config: &Config, with: Following, stop: &CancellationToken) {
     let (wanted, names) = watch::channel(Arc::from([]));
     let (wanted_services, services) = watch::channel(Arc::from([]));
     let (changed, snapshots) = watch::channel(());
-    let live = Arc::<Live>::default();
+    let live = Arc::new(Live { limits: with.limits, ..Live::default() });
     let builder = Builder::new(live.clone(), rand::random());
     let control = Control {
         store: Store::new(config.rules.clone()),

@@ -257,7 +257,9 @@ impl RulesConfig {
         Self {
             stream_plugins: owned(&[
                 "ip-restriction",
+                "limit-bandwidth",
                 "limit-conn",
+                "limit-rate",
                 "mqtt-proxy",
                 "traffic-split",
                 "prometheus",

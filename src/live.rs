@@ -6,6 +6,7 @@
 //! No I/O, no clock.
 
 pub mod ewma;
+pub mod limits;
 pub mod listen_stats;
 pub mod node_state;
 pub mod registries;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use self::ewma::Ewma;
+use self::limits::Limits;
 use crate::drain::Leash;
 use crate::health::{Cell, Down};
 use crate::session::{ConnectFailure, End};
@@ -223,6 +225,8 @@ pub struct Live {
     pub targets: Registry<(Arc<str>, SocketAddr), Cell>,
     /// Leashes of nodes whose sessions may have to end, by pool id and `host:port`.
     pub leashes: Registry<(Arc<str>, Arc<str>), Leash>,
+    /// What limits of plugins remember of their keys.
+    pub limits: Limits,
 }
 
 /// What is counted of an upstream with health checks.

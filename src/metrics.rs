@@ -129,6 +129,8 @@ metrics! {
         "Datagrams the system refused to send on, either way"),
     udp_errors: Counter = ("streamgate_udp_upstream_errors_total", Count,
         "Errors that nodes sent back for datagrams, such as ICMP port unreachable"),
+    limit_keys_forgotten: Counter = ("streamgate_limit_keys_forgotten_total", Count,
+        "Keys of limit-rate forgotten before their time, because there were too many"),
     outcomes_dropped: Counter = ("streamgate_log_outcomes_dropped_total", Count,
         "Abnormal endings not logged: the log could not keep up, or they were datagrams in a flood"),
     log_lines_dropped: Counter = ("streamgate_log_lines_dropped_total", Count,

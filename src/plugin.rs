@@ -11,6 +11,7 @@ pub mod ip_restriction;
 mod judge;
 pub mod limit_bandwidth;
 pub mod limit_conn;
+mod limit_key;
 pub mod limit_rate;
 pub mod mqtt_proxy;
 pub mod prometheus;

@@ -265,9 +265,27 @@ fn what_is_not_built_yet() {
         "CHANGES  SG-050 upstreams/u  ",
         "discovery by kubernetes",
     );
-    let plugins = json!({"ip-restriction": {"whitelist": ["10.0.0.0/8"]}});
-    let route = json!({"id": "r", "plugins": plugins, "upstream": {"nodes": nodes()}});
-    finds(&json!({"stream_routes": [route]}), "CHANGES  SG-050 stream_routes/r  ", "plugin ip-restriction");
+}
+
+#[test]
+fn what_limit_conn_has_for_http_alone() {
+    let limit = |name: &str, value: Value| {
+        let mut limit = json!({"conn": 1, "burst": 0, "default_conn_delay": 1, "key": "remote_addr"});
+        limit[name] = value;
+        json!({"stream_routes": [{"id": "r", "upstream_id": "u", "plugins": {"limit-conn": limit}}],
+               "upstreams": [{"id": "u", "nodes": nodes()}]})
+    };
+    let line = "CHANGES  SG-120 stream_routes/r  ";
+    finds(
+        &limit("policy", json!("redis")),
+        line,
+        "/plugins/limit-conn/policy is \"redis\" and has no effect",
+    );
+    finds(&limit("rejected_code", json!(429)), line, "/plugins/limit-conn/rejected_code is 429");
+    for (name, value) in [("policy", json!("local")), ("rejected_code", json!(503))] {
+        let (code, text) = check_objects(&limit(name, value));
+        assert_eq!(code, 0, "{text}");
+    }
 }
 
 #[test]

@@ -31,11 +31,15 @@ impl Config {
         Self { folder }
     }
 
-    /// Objects from apisix.json, with ip-restriction and prometheus switched on.
+    /// Objects from apisix.json, with prometheus and redis switched on.
     fn file(objects: &Value) -> Self {
         let deployment = "{role: data_plane, role_data_plane: {config_provider: json}}";
         let listens = format!("tcp: [{}]", free_port());
-        let config = Self::new(&listens, deployment, "stream_plugins: [ip-restriction, prometheus]");
+        let config = Self::new(
+            &listens,
+            deployment,
+            "stream_plugins: [prometheus]\nxrpc: {protocols: [{name: redis}]}",
+        );
         fs::write(config.path().join("apisix.json"), objects.to_string()).unwrap();
         config
     }
@@ -86,7 +90,6 @@ fn has(report: &str, lines: &[&str]) {
 
 fn mixed() -> Value {
     let node = json!({"nodes": {"127.0.0.1:1": 1}});
-    let whitelist = json!({"ip-restriction": {"whitelist": ["10.0.0.0/8"]}});
     json!({
         "stream_routes": [
             {"id": "bad", "server_port": "x"},
@@ -94,7 +97,7 @@ fn mixed() -> Value {
             {"id": "never", "server_port": 1000, "remote_addr": "10.0.0.0/8", "upstream_id": "u1"},
             {"id": "lost", "server_port": 1001, "upstream_id": "nowhere"},
             {"id": "empty", "server_port": 1002, "upstream_id": "none"},
-            {"id": "guarded", "server_port": 1003, "upstream": node, "plugins": whitelist},
+            {"id": "cache", "server_port": 1003, "upstream": node, "protocol": {"name": "redis"}},
             {"id": "served", "server_port": 1004, "service_id": "s1", "name": "by service"},
         ],
         "services": [{"id": "s1", "upstream": {"type": "sometimes", "nodes": {"127.0.0.1:3": 1}}}],
@@ -117,7 +120,7 @@ fn check_reports_what_matters_most_first() {
             "file     /",
             "REJECTED stream_routes/bad  /server_port is \"x\"; an integer from 1 to 65535 is allowed",
             "CHANGES  SG-005 services/s1  the upstream of service s1: type \"sometimes\" is no balancer",
-            "CHANGES  SG-050 stream_routes/guarded  plugin ip-restriction is not built yet",
+            "CHANGES  SG-050 stream_routes/cache  protocol redis: forwarded as plain TCP",
             "CHANGES  SG-004 upstreams/u1  upstream u1: node \"127.0.0.1:99999\" has no port",
             "WARN     stream_routes/empty  its connections are closed (no_node): ",
             "WARN     stream_routes/lost  its connections are closed (upstream_missing): upstream nowhere",
@@ -305,10 +308,7 @@ fn explain_says_what_closes_a_connection() {
         has(&said, &[wanted, "not    first: ", "rejected stream_routes/bad: /server_port is \"x\""]);
     }
     let said = config.explain("1.2.3.4", "127.0.0.1:1003", &[]);
-    has(
-        &said,
-        &["route  guarded", "       plugin ip-restriction is not built yet: its sessions are refused"],
-    );
+    has(&said, &["route  cache", "       protocol redis: forwarded as plain TCP, commands are not read"]);
     fs::write(config.path().join("apisix.json"), "{").unwrap();
     let output = config.run(&["explain", "--client", "1.2.3.4", "--server", "127.0.0.1:1"]);
     assert_eq!(output.status.code(), Some(1));

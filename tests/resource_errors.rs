@@ -6,8 +6,16 @@ use streamgate::config::RulesConfig;
 use streamgate::resource::{Key, Kind, Rules, validate_line};
 
 fn rules(standalone: bool) -> Rules {
-    let names =
-        ["ip-restriction", "limit-conn", "mqtt-proxy", "prometheus", "syslog", "traffic-split", "own-plugin"];
+    let names = [
+        "ip-restriction",
+        "limit-conn",
+        "limit-rate",
+        "mqtt-proxy",
+        "prometheus",
+        "syslog",
+        "traffic-split",
+        "own-plugin",
+    ];
     Rules::new(&RulesConfig {
         stream_plugins: names.map(Box::from).to_vec(),
         xrpc_protocols: vec!["redis".into()],
@@ -153,6 +161,18 @@ fn checks_after_the_schema() {
     route(
         &json!({"plugins": {"limit-conn": {"conn": 1, "burst": 0, "default_conn_delay": 1}}}),
         &["/plugins/limit-conn lacks `key`: a string"],
+    );
+    let rate = |conf: Value| json!({"plugins": {"limit-rate": conf}});
+    route(
+        &rate(json!({"rate": 0, "burst": -1})),
+        &[
+            "/plugins/limit-rate/rate is 0; a number above 0 (new sessions a second) is allowed",
+            "/plugins/limit-rate/burst is -1; an integer of at least 0 (sessions) is allowed",
+        ],
+    );
+    route(
+        &rate(json!({"rate": 1, "brust": 1})),
+        &["/plugins/limit-rate/brust is no field of a plugin limit-rate; did you mean `burst`?"],
     );
     route(&json!({"plugins": {"a/b": 1}}), &["/plugins/a~1b is 1; an object is allowed"]);
     upstream(

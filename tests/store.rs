@@ -217,6 +217,27 @@ fn the_plugins_key_counts_only_where_the_admin_api_is_off() {
     }
 }
 
+/// A control plane cannot name a plugin of ours.
+#[test]
+fn of_our_own_plugins_config_yaml_decides_alone() {
+    let list = r#"[{"name":"limit-conn","stream":true},{"name":"limit-bandwidth","stream":true}]"#;
+    let named = [("limit-conn", true), ("limit-rate", true), ("limit-bandwidth", false), ("syslog", false)];
+    let rules = RulesConfig {
+        plugins_key_counts: true,
+        stream_plugins: vec!["limit-rate".into(), "syslog".into()],
+        ..RulesConfig::default()
+    };
+    let mut store = loaded(rules);
+    let event = Event::Put { key: Key::new(Kind::Plugins, ""), value: bytes(list), revision: 3 };
+    store.apply(Batch { events: vec![event], revision: 3 }, 1000);
+    for (name, enabled) in named {
+        let value = format!(r#"{{"plugins":{{"{name}":{{"_meta":{{"disable":true}}}}}}}}"#);
+        put(&mut store, name, &value, 4);
+        let Object::StreamRoute(route) = &store.entry(&key(name)).unwrap().object else { panic!() };
+        assert_eq!(route.plugins[0].enabled, enabled, "{name}");
+    }
+}
+
 #[test]
 fn addresses_change_only_what_they_change() {
     let mut store = loaded(RulesConfig::default());

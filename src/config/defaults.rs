@@ -36,7 +36,11 @@ pub(super) fn tree() -> Map<String, Value> {
             "main_configuration_snippet": "",
             "stream_configuration_snippet": "",
         },
-        "stream_plugins": ["ip-restriction", "limit-conn", "mqtt-proxy", "syslog", "traffic-split"],
+        // Those of APISIX, and the two that it does not have.
+        "stream_plugins": [
+            "ip-restriction", "limit-bandwidth", "limit-conn", "limit-rate", "mqtt-proxy", "syslog",
+            "traffic-split",
+        ],
         "plugin_attr": {
             "prometheus": {
                 "export_uri": "/apisix/prometheus/metrics",

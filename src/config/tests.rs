@@ -94,7 +94,7 @@ fn what_is_not_written_is_apisix_default() {
     assert_eq!(config.status, None);
     assert_eq!(
         config.rules.stream_plugins.join(" "),
-        "ip-restriction limit-conn mqtt-proxy syslog traffic-split"
+        "ip-restriction limit-bandwidth limit-conn limit-rate mqtt-proxy syslog traffic-split"
     );
     assert_eq!(config.rules.keyring.join(" "), "qeddd145sfvddff3 edd1c9f0985e76a2");
     assert!(!config.rules.plugins_key_counts && !config.rules.standalone);

@@ -90,6 +90,8 @@ pub struct NodeCounters {
     pub outcomes_dropped: Counter,
     /// Lines of plugins such as syslog that never reached their sender.
     pub reports_dropped: Counter,
+    /// Keys of limit-rate that were forgotten before their buckets were full: there were too many.
+    pub limit_keys_forgotten: Arc<Counter>,
 }
 
 /// A number of things that may be in use at the same time, such as descriptors.

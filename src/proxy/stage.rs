@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
+use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, timeout};
 
 use crate::balance::Pool;
 use crate::net::buffer::{Buffer, SIZE};
@@ -50,7 +51,7 @@ pub(super) async fn connection(
         match step(record, route, &mut run, speaker.preread) {
             Step::Done => return record.pool(route),
             Step::Deny { denied, why } => return Err(deny(record, denied, why)),
-            Step::Wait(time) => sleep(time).await,
+            Step::Wait(time) => speaker.wait(time).await?,
             Step::Read(wanted) => {
                 let who = run.asking(&route.plugins);
                 if wanted > PREREAD_SIZE {
@@ -124,6 +125,19 @@ fn deny(record: &mut Record, denied: Denied, why: String) -> Refusal {
 }
 
 impl Speaker<'_> {
+    /// Lets the client wait, unless it resets the connection: what it holds is others' then. One that has
+    /// said all may still want its answer.
+    async fn wait(&self, time: Duration) -> Result<(), Refusal> {
+        match timeout(time, self.stream.ready(Interest::ERROR)).await {
+            Err(_) => Ok(()),
+            Ok(ready) => {
+                let error = ready.and_then(|_| self.stream.take_error()).unwrap_or_else(Some);
+                let error = error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
+                Err(opening::lost(&error))
+            }
+        }
+    }
+
     /// Waits for more and takes it; false where the client sends no more.
     async fn more(&mut self, mut timer: Pin<&mut Sleep>) -> Result<bool, Refusal> {
         poll_fn(|cx| {

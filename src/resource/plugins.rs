@@ -96,6 +96,7 @@ fn check(
     schema.check(conf, at)?;
     match name {
         "ip-restriction" => networks(conf, at)?,
+        "limit-conn" => without_effect(conf, at, notes),
         "traffic-split" => matches(conf, at, notes)?,
         _ => {}
     }
@@ -128,6 +129,30 @@ fn networks(conf: &Value, at: &str) -> Result<(), Rejection> {
         (true, _) => Ok(()),
         (false, true) => Err(Rejection::from(mistakes).by("SG-003")),
         (false, false) => Err(mistakes.into()),
+    }
+}
+
+/// What the code of limit-conn for HTTP reads beside the schema for streams; `None`: whatever its value.
+const OF_HTTP: [(&str, Option<&str>); 6] = [
+    ("allow_degradation", Some("false")),
+    ("key_ttl", None),
+    ("policy", Some("\"local\"")),
+    ("rejected_code", Some("503")),
+    ("rejected_msg", None),
+    ("rules", None),
+];
+
+/// APISIX reads them unchecked (`apisix/plugins/limit-conn/init.lua:158`).
+fn without_effect(conf: &Value, at: &str, notes: &mut Notes) {
+    for (name, as_here) in OF_HTTP {
+        let Some(value) = conf.get(name).filter(|value| as_here != Some(&*value.to_string())) else {
+            continue;
+        };
+        let text = format!(
+            "{at}/{name} is {} and has no effect: sessions are counted in this process and refused with 503",
+            brief(value)
+        );
+        notes.differs("SG-120", text);
     }
 }
 

@@ -13,12 +13,21 @@ use crate::config::{RulesConfig, Variables};
 pub struct Rules {
     /// `stream_plugins`, or what the `plugins` key of etcd put in their place.
     pub(super) stream_plugins: Arc<[Box<str>]>,
+    /// Of those that APISIX does not have, what config.yaml enables.
+    own_plugins: Vec<Box<str>>,
     pub(super) xrpc_protocols: Vec<Box<str>>,
     pub(super) keyring: Keyring,
     /// What `$env://` stands for.
     pub(super) environment: Variables,
     pub(super) standalone: bool,
     pub(super) schemas: &'static Schemas,
+}
+
+/// Plugins that APISIX does not have (SG-121).
+const OWN_PLUGINS: [&str; 2] = ["limit-bandwidth", "limit-rate"];
+
+fn is_own(name: &str) -> bool {
+    OWN_PLUGINS.contains(&name)
 }
 
 /// An accepted object.
@@ -115,6 +124,7 @@ impl Rules {
     pub fn new(config: &RulesConfig) -> Self {
         Self {
             stream_plugins: config.stream_plugins.clone().into(),
+            own_plugins: config.stream_plugins.iter().filter(|name| is_own(name)).cloned().collect(),
             xrpc_protocols: config.xrpc_protocols.clone(),
             keyring: Keyring::new(&config.keyring),
             environment: config.environment.clone(),
@@ -125,9 +135,14 @@ impl Rules {
 
     /// The same rules with another list of enabled stream plugins, as the `plugins` key sets it
     /// (`apisix/plugin.lua:387`). Objects read under the old list have to be read again.
+    ///
+    /// The control plane that writes the key does not know `limit-rate` and `limit-bandwidth`: of them config.yaml decides
+    /// alone.
     #[must_use]
-    pub fn with_stream_plugins(&self, names: Arc<[Box<str>]>) -> Self {
-        Self { stream_plugins: names, ..self.clone() }
+    pub fn with_stream_plugins(&self, names: &[Box<str>]) -> Self {
+        let others = names.iter().filter(|name| !is_own(name));
+        let stream_plugins = others.chain(&self.own_plugins).cloned().collect();
+        Self { stream_plugins, ..self.clone() }
     }
 
     /// Reads one object.

@@ -20,6 +20,7 @@ const FILES: &[(&str, &str)] = &[
     ("common.json", include_str!("../../schema/common.json")),
     ("plugin_ip_restriction.json", include_str!("../../schema/plugin_ip_restriction.json")),
     ("plugin_limit_conn.json", include_str!("../../schema/plugin_limit_conn.json")),
+    ("plugin_limit_rate.json", include_str!("../../schema/plugin_limit_rate.json")),
     ("plugin_meta.json", include_str!("../../schema/plugin_meta.json")),
     ("plugin_mqtt_proxy.json", include_str!("../../schema/plugin_mqtt_proxy.json")),
     ("plugin_prometheus.json", include_str!("../../schema/plugin_prometheus.json")),
@@ -115,6 +116,7 @@ impl Schemas {
             plugins: list(&[
                 ("ip-restriction", "plugin_ip_restriction.json"),
                 ("limit-conn", "plugin_limit_conn.json"),
+                ("limit-rate", "plugin_limit_rate.json"),
                 ("mqtt-proxy", "plugin_mqtt_proxy.json"),
                 ("prometheus", "plugin_prometheus.json"),
                 ("syslog", "plugin_syslog.json"),

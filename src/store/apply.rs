@@ -187,8 +187,8 @@ impl Store {
         }
         let list = self.objects.get(&Key::new(Kind::Plugins, "")).map(|entry| &entry.object);
         let names = match list {
-            Some(Object::Plugins(names)) => names.clone(),
-            _ => self.config.stream_plugins.clone().into(),
+            Some(Object::Plugins(names)) => names,
+            _ => &*self.config.stream_plugins,
         };
         self.rules = self.rules.with_stream_plugins(names);
         let carrying = self.objects.iter().filter(|(_, entry)| has_plugins(&entry.object));
