@@ -5,6 +5,7 @@
 //! itself and touch atomics alone. An entry whose object is gone lives until its last session ends.
 //! No I/O, no clock.
 
+pub mod bandwidth;
 pub mod ewma;
 pub mod listen_stats;
 pub mod node_state;
@@ -223,6 +224,8 @@ pub struct Live {
     pub targets: Registry<(Arc<str>, SocketAddr), Cell>,
     /// Leashes of nodes whose sessions may have to end, by pool id and `host:port`.
     pub leashes: Registry<(Arc<str>, Arc<str>), Leash>,
+    /// Keys of limit-bandwidth, by the object and the text of its configuration.
+    pub bandwidth: Registry<(Arc<str>, Box<str>), bandwidth::Table>,
 }
 
 /// What is counted of an upstream with health checks.

@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use super::limit_conn;
 use crate::balance::Pool;
+use crate::live::bandwidth::Bandwidth;
 use crate::session::{Host, Inbound, Variable};
 
 /// The matched stream_route.
@@ -82,6 +83,8 @@ impl Scene<'_> {
 pub struct Kept {
     /// Places in the counts of limit-conn.
     pub places: Vec<limit_conn::Place>,
+    /// What bounds its bytes.
+    pub bandwidth: Option<Bandwidth>,
     /// The upstream that traffic-split chose in place of the route's.
     pub choice: Option<Choice>,
 }

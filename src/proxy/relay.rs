@@ -11,6 +11,7 @@
 
 mod carry;
 mod direction;
+mod meter;
 mod pace;
 mod secure;
 
@@ -237,6 +238,9 @@ impl<'a, D: Carry<'a>> Relay<'a, D> {
             (None, None) => (self.limits.idle, End::IdleTimeout),
         };
         while timer.as_mut().poll(cx).is_ready() {
+            if self.up.is_held_back() || self.down.is_held_back() {
+                self.last = Instant::now();
+            }
             let deadline = self.last + limit;
             if deadline <= Instant::now() {
                 return Poll::Ready(Ending { end, error: None });
