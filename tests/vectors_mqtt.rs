@@ -13,7 +13,7 @@ use streamgate::plugin::{Decision, Ground, Kept, RouteFacts, Scene, Stage};
 use streamgate::resource::{Key, Kind};
 use streamgate::session::{Host, Inbound, Transport};
 
-/// Quirks that are not followed, and how many lines of the vectors show each.
+/// Quirks that are not followed, with what APISIX makes of such a client.
 const OURS: &[(&str, &str)] = &[("SG-125", "accept"), ("SG-126", "error")];
 
 fn hex(text: &str) -> Vec<u8> {

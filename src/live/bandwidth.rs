@@ -51,13 +51,16 @@ impl Rate {
         Self { bytes, ahead, began: now, end, waiting }
     }
 
-    /// How many bytes one turn should have at most. Where many sessions wait each has smaller ones, but at
-    /// least as much as it gets in a second.
+    /// How many bytes one turn should have at most: a part of a second's worth, or what may come at once.
+    /// Where many sessions wait each has smaller turns, but at least as much as it gets in a second.
     #[must_use]
-    pub fn turn(&self) -> usize {
+    pub fn turn(&self, now: Instant) -> usize {
         let share = self.bytes / (u64::from(self.waiting.load(Relaxed)) + 1);
         let packet = PACKET.min(self.bytes / PACKETS).min(share);
-        usize::try_from((share / TURNS).max(packet).max(1)).unwrap_or(usize::MAX)
+        let time = self.time(now);
+        let spare = time.saturating_add(self.ahead).saturating_sub(self.end.load(Relaxed).max(time));
+        let burst = u64::try_from(u128::from(spare) * u128::from(self.bytes) / SECOND).unwrap_or(u64::MAX);
+        usize::try_from((share / TURNS).max(packet).max(burst).max(1)).unwrap_or(usize::MAX)
     }
 
     /// Reserves the place of so many bytes; how long to wait for it.
@@ -140,8 +143,8 @@ impl Bounds {
 
     /// How many bytes one turn should have at most.
     #[must_use]
-    pub fn turn(&self) -> usize {
-        self.rates().map(Rate::turn).min().unwrap_or(usize::MAX)
+    pub fn turn(&self, now: Instant) -> usize {
+        self.rates().map(|rate| rate.turn(now)).min().unwrap_or(usize::MAX)
     }
 
     /// Reserves the place of so many bytes; how long to wait for it.
@@ -322,7 +325,7 @@ mod tests {
         let mut bounds = wanted.bandwidth(None, began).up;
         let (mut now, mut moved) = (began, 0);
         while now < began + Duration::from_secs(seconds) {
-            let turn = bounds.turn().min(256 * 1024);
+            let turn = bounds.turn(now).min(256 * 1024);
             let wait = bounds.reserve(turn, now);
             if !wait.is_zero() {
                 now += wait + late;
@@ -350,8 +353,10 @@ mod tests {
         let wanted = Wanted { up: Some(1000), burst: Some(5000), down: None };
         let now = Instant::now();
         let mut bounds = wanted.bandwidth(None, now).up;
+        assert_eq!(bounds.turn(now), 5000);
         assert!(bounds.reserve(5000, now).is_zero());
         bounds.settle(5000, 5000, now);
+        assert_eq!(bounds.turn(now), 50);
         assert!(bounds.reserve(100, now).is_zero(), "the last place of the burst");
         bounds.settle(100, 100, now);
         assert_eq!(bounds.reserve(100, now), Duration::from_millis(100));
@@ -376,7 +381,7 @@ mod tests {
             let now = *due;
             bounds.settle(*reserved, *reserved, now);
             *moved += *reserved;
-            *reserved = bounds.turn();
+            *reserved = bounds.turn(now);
             *due = now + bounds.reserve(*reserved, now).max(Duration::from_micros(1));
         }
         let moved: Vec<usize> = sessions.iter().map(|(.., moved)| *moved).collect();

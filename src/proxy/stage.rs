@@ -128,7 +128,7 @@ fn lost(error: &io::Error) -> Refusal {
 }
 
 fn deny(record: &mut Record, denied: Denied, why: String) -> Refusal {
-    record.denied = Some(denied);
+    record.kept.get_or_insert_default().denied = Some(denied);
     (End::PluginDenied, why)
 }
 
@@ -216,5 +216,54 @@ impl Speaker<'_> {
             self.preread.extend_from_slice(place.get(..count).unwrap_or_default());
         }
         Ok(opened)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use socket2::SockRef;
+    use tokio::net::TcpListener;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// A client and the gateway's end of its connection.
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_are_waited_for_as_long_as_in_nginx() {
+        let (client, stream) = pair().await;
+        client.try_write(b"12345").unwrap();
+        let (mut preread, began) = (Vec::new(), Instant::now());
+        let mut speaker = Speaker { stream: &stream, tls: None, preread: &mut preread };
+        let timer = pin!(sleep(PREREAD_TIMEOUT));
+        let (end, why) = speaker.until(16, "mqtt-proxy", timer).await.unwrap_err();
+        assert_eq!((end, began.elapsed().as_secs()), (End::PrereadTimeout, 30));
+        assert!(why.contains("after 5 of 16 bytes that mqtt-proxy needs"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn who_has_to_wait_is_missed_when_it_resets_and_not_when_it_has_said_all() {
+        for (gone, expected) in [(true, Some(End::ClientReset)), (false, None)] {
+            let (client, stream) = pair().await;
+            client.try_write(b"x").unwrap();
+            if gone {
+                client.set_zero_linger().unwrap();
+                drop(client);
+            } else {
+                SockRef::from(&client).shutdown(std::net::Shutdown::Write).unwrap();
+            }
+            let mut preread = Vec::new();
+            let speaker = Speaker { stream: &stream, tls: None, preread: &mut preread };
+            let time = if gone { Duration::from_hours(1) } else { Duration::from_millis(20) };
+            let waited = speaker.wait(pin!(sleep(time))).await;
+            assert_eq!(waited.err().map(|(end, _)| end), expected);
+        }
     }
 }

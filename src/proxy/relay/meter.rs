@@ -99,7 +99,7 @@ impl Meter for Metered {
         let (bytes, at) = match self.turn {
             Some(turn) => turn,
             None => {
-                let bytes = available()?.min(self.bounds.turn()).min(MOST);
+                let bytes = available()?.min(self.bounds.turn(now.into_std())).min(MOST);
                 if bytes == 0 {
                     return Poll::Ready(Ok(1));
                 }
@@ -124,7 +124,8 @@ impl Meter for Metered {
     }
 
     fn is_waiting(&self) -> bool {
-        self.waiting
+        // Its time may have come while something else keeps it.
+        self.waiting && self.turn.is_some_and(|(_, at)| Instant::now() < at)
     }
 }
 
