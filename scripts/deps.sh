@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Installs what a build and the tests need and this machine lacks: protoc with the well-known
-# protos (etcd-client compiles etcd's API), etcd and etcdctl, openssl, dnsmasq, and for benches valgrind
-# and ip. Says what it installs; installs nothing that is there. Debian and Ubuntu; elsewhere it names what
+# protos (etcd-client compiles etcd's API), etcd and etcdctl, openssl, dnsmasq, mosquitto and its clients,
+# and for benches valgrind and ip. Says what it installs; installs nothing that is there. Debian and Ubuntu; elsewhere it names what
 # is missing and stops.
 set -euo pipefail
-PATH=$PATH:/usr/sbin # where dnsmasq is, which not every user looks into
+PATH=$PATH:/usr/sbin # where dnsmasq and mosquitto are, which not every user looks into
 
 missing=()
 need() { # command package
@@ -21,9 +21,11 @@ need etcd etcd-server
 need etcdctl etcd-client
 need openssl openssl
 need dnsmasq dnsmasq-base
+need mosquitto mosquitto
+need mosquitto_pub mosquitto-clients
 
 if [ "${#missing[@]}" -eq 0 ]; then
-  echo "ok    protoc, etcd, etcdctl, openssl, dnsmasq, valgrind and ip found"
+  echo "ok    protoc, etcd, etcdctl, openssl, dnsmasq, mosquitto, valgrind and ip found"
   exit 0
 fi
 if ! command -v apt-get >/dev/null 2>&1; then
@@ -38,5 +40,5 @@ fi
 echo "      installing ${missing[*]} with apt"
 "${sudo[@]}" apt-get update -qq
 "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-# Debian starts etcd as a service where there is a service manager; tests start their own.
+# Debian starts etcd and mosquitto as services where there is a service manager; tests start their own.
 echo "ok    installed ${missing[*]}"

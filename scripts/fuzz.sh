@@ -13,11 +13,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 targets=("${@:2}")
-[ $# -gt 1 ] || targets=(client_hello proxy_header)
+[ $# -gt 1 ] || targets=(client_hello mqtt_connect proxy_header)
 host=$(rustc -vV | sed -n 's/^host: //p')
 plain=fuzz/target/plain
 
-# So that the limits of both readers, 16 KiB and 4 KiB, can be passed.
+# So that the limits of the readers, 16 KiB and 4 KiB, can be passed; that of a CONNECT is its own length.
 max_len() { [ "$1" = client_hello ] && echo 17000 || echo 4200; }
 
 build_plain() {

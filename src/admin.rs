@@ -171,6 +171,7 @@ impl Admin {
         metrics.pipes_refused.absolute(node.pipes_refused.count());
         metrics.session_limit_hits.absolute(self.totals.unrouted.ended_count(End::Limit));
         metrics.udp_evictions.absolute(node.udp_evicted.count());
+        metrics.udp_over_rate.absolute(node.udp_over_rate.count());
         metrics.udp_dropped.absolute(node.udp_dropped.count() + node.udp_undeliverable.count());
         metrics.udp_errors.absolute(node.udp_refused.count());
         metrics.limit_keys_forgotten.absolute(node.limit_keys_forgotten.count());

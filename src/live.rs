@@ -5,6 +5,7 @@
 //! itself and touch atomics alone. An entry whose object is gone lives until its last session ends.
 //! No I/O, no clock.
 
+pub mod bandwidth;
 pub mod ewma;
 pub mod limits;
 pub mod listen_stats;
@@ -227,6 +228,8 @@ pub struct Live {
     pub leashes: Registry<(Arc<str>, Arc<str>), Leash>,
     /// What limits of plugins remember of their keys.
     pub limits: Limits,
+    /// Keys of limit-bandwidth, by the object with its configuration.
+    pub bandwidth: Registry<Box<str>, bandwidth::Table>,
 }
 
 /// What is counted of an upstream with health checks.

@@ -127,6 +127,8 @@ metrics! {
         "UDP associations ended early to make room for new ones"),
     udp_dropped: Counter = ("streamgate_udp_datagrams_dropped_total", Count,
         "Datagrams the system refused to send on, either way"),
+    udp_over_rate: Counter = ("streamgate_udp_datagrams_over_rate_total", Count,
+        "Datagrams dropped because limit-bandwidth lets no more pass, either way"),
     udp_errors: Counter = ("streamgate_udp_upstream_errors_total", Count,
         "Errors that nodes sent back for datagrams, such as ICMP port unreachable"),
     limit_keys_forgotten: Counter = ("streamgate_limit_keys_forgotten_total", Count,

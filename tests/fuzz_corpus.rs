@@ -8,11 +8,14 @@ use std::fs;
 use std::panic;
 use std::path::Path;
 
+use streamgate::plugin::mqtt_proxy::connect;
 use streamgate::proxy_protocol;
 use streamgate::sni::hello;
 
 #[path = "../fuzz/invariants/client_hello.rs"]
 mod client_hello;
+#[path = "../fuzz/invariants/mqtt_connect.rs"]
+mod mqtt_connect;
 #[path = "../fuzz/invariants/proxy_header.rs"]
 mod proxy_header;
 
@@ -39,6 +42,11 @@ fn check(folder: &str, invariants: fn(&[u8])) {
 fn hellos_hold() {
     check("fuzz/corpus/client_hello", client_hello::check);
     check("tests/fixtures/hello", client_hello::check);
+}
+
+#[test]
+fn connects_hold() {
+    check("fuzz/corpus/mqtt_connect", mqtt_connect::check);
 }
 
 #[test]

@@ -82,6 +82,8 @@ pub struct NodeCounters {
     pub udp_evicted: Counter,
     /// Datagrams from clients that could not be passed on: the send buffer was full.
     pub udp_dropped: Counter,
+    /// Datagrams, either way, that were faster than limit-bandwidth allows.
+    pub udp_over_rate: Counter,
     /// Datagrams to clients that the system refused to send.
     pub udp_undeliverable: Counter,
     /// Errors that nodes sent back for datagrams, such as ICMP port unreachable.

@@ -1,5 +1,6 @@
 //! What a limit counts sessions under: `key` and `key_type`.
 
+use std::fmt;
 use std::fmt::Write as _;
 
 use serde_json::Value;
@@ -31,13 +32,24 @@ impl Key {
     /// Writes the key of a session to `key`. One that has nothing of what is asked for is counted by its
     /// address; an empty value is one (`apisix/plugins/limit-conn/init.lua`).
     pub(super) fn write(&self, scene: &Scene<'_>, key: &mut LimitKey) {
+        self.write_to(scene, key, LimitKey::clear);
+    }
+
+    /// The same as a text.
+    pub(super) fn text(&self, scene: &Scene<'_>) -> String {
+        let mut text = String::new();
+        self.write_to(scene, &mut text, String::clear);
+        text
+    }
+
+    fn write_to<W: fmt::Write>(&self, scene: &Scene<'_>, key: &mut W, clear: fn(&mut W)) {
         // Writing to a text cannot fail.
         let found = match self {
             Self::Variable(name) => scene.variable(name).map(|value| _ = write!(key, "{value}")).is_some(),
             Self::Combination(template) => template.render(key, |name| scene.variable(name)) > 0,
         };
         if !found {
-            key.clear();
+            clear(key);
             if let Some(client) = scene.variable("remote_addr") {
                 _ = write!(key, "{client}");
             }

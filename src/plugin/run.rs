@@ -73,7 +73,7 @@ impl Run {
 
     /// The plugin that is asked next, for a sentence about it.
     #[must_use]
-    pub fn asking<'a>(&self, plugins: &'a Plugins) -> &'a str {
+    pub fn asking(&self, plugins: &Plugins) -> &'static str {
         plugins.get(self.next).map_or("", |armed| armed.class.name)
     }
 }

@@ -5,7 +5,8 @@ use std::time::{Instant, SystemTime};
 
 use super::limit_conn;
 use crate::balance::Pool;
-use crate::session::{Host, Inbound, Variable};
+use crate::live::bandwidth::Bandwidth;
+use crate::session::{Denied, Host, Inbound, Variable};
 
 /// The matched stream_route.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,6 +83,10 @@ impl Scene<'_> {
 pub struct Kept {
     /// Places in the counts of limit-conn.
     pub places: Vec<limit_conn::Place>,
+    /// What bounds its bytes.
+    pub bandwidth: Option<Bandwidth>,
+    /// Who refused the session.
+    pub denied: Option<Denied>,
     /// The upstream that traffic-split chose in place of the route's.
     pub choice: Option<Choice>,
 }

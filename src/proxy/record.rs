@@ -20,7 +20,7 @@ use crate::plugin::Kept;
 use crate::proxy::blame::blame;
 use crate::proxy::worker::{Living, Refusal, Worker};
 use crate::proxy::workers::Door;
-use crate::session::{ConnectFailure, Denied, End, Inbound, Outcome, Traffic};
+use crate::session::{ConnectFailure, End, Inbound, Outcome, Traffic};
 use crate::snapshot::{Ended, Route};
 
 /// An attempt that failed.
@@ -47,8 +47,6 @@ pub(super) struct Record {
     pub(super) listen: Arc<Listen>,
     pub(super) upstream: Option<Arc<str>>,
     pub(super) attempts: u32,
-    /// The plugin that refused it.
-    pub(super) denied: Option<Denied>,
     /// What plugins left with it.
     pub(super) kept: Option<Box<Kept>>,
     pub(super) worker: Rc<Worker>,
@@ -78,7 +76,6 @@ impl Record {
             door: door.stats.enter(),
             upstream: None,
             attempts: 0,
-            denied: None,
             kept: None,
             worker: worker.clone(),
             started: Instant::now(),
@@ -276,7 +273,7 @@ impl Record {
             listen: self.listen.written.clone(),
             listen_addr: self.door.addr.clone(),
             apisix_label: self.route.as_ref().and_then(|(route, _)| route.apisix_label().cloned()),
-            denied: self.denied,
+            denied: self.kept.as_ref().and_then(|kept| kept.denied),
             route: self.route.as_ref().map(|(route, _)| route.id.clone()),
             upstream: self.upstream.take(),
             node: self.tried.take(),

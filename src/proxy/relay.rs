@@ -11,6 +11,7 @@
 
 mod carry;
 mod direction;
+mod meter;
 mod pace;
 mod secure;
 
@@ -158,7 +159,9 @@ impl<'a, D: Carry<'a>> Relay<'a, D> {
                 return Poll::Ready(ending);
             }
         }
-        if self.up.has_moved() || self.down.has_moved() {
+        // Of a side that is gone, what has to wait for its time is not worth more than that.
+        let lasts = self.reset.is_none() || !(self.up.is_held_back() || self.down.is_held_back());
+        if (self.up.has_moved() || self.down.has_moved()) && lasts {
             self.last = Instant::now();
         }
         for side in [Side::Client, Side::Upstream] {
@@ -237,6 +240,9 @@ impl<'a, D: Carry<'a>> Relay<'a, D> {
             (None, None) => (self.limits.idle, End::IdleTimeout),
         };
         while timer.as_mut().poll(cx).is_ready() {
+            if self.reset.is_none() && (self.up.is_held_back() || self.down.is_held_back()) {
+                self.last = Instant::now();
+            }
             let deadline = self.last + limit;
             if deadline <= Instant::now() {
                 return Poll::Ready(Ending { end, error: None });

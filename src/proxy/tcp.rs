@@ -18,6 +18,7 @@ use crate::balance::{Pool, Tried};
 use crate::certs::towards::NodeTls;
 use crate::drain::Leash;
 use crate::live::Permit;
+use crate::live::bandwidth::Bandwidth;
 use crate::net::dial::{self, DialError};
 use crate::net::tls::Session;
 use crate::proxy::greet;
@@ -43,14 +44,15 @@ type Reached = (TcpStream, Option<Box<Session>>);
 /// What a session holds of the process's budgets.
 pub(super) type Permits = (Permit, Permit, Seat);
 
-/// What most sessions have not: TLS on either side, bytes that were read before there was a route, and a
-/// node whose sessions may have to end.
+/// What most sessions have not: TLS on either side, bytes that were read before there was a route, a
+/// node whose sessions may have to end, and bounds of their bandwidth.
 #[derive(Debug, Default)]
 struct Rest {
     preread: Vec<u8>,
     client: Option<Session>,
     upstream: Option<Session>,
     leash: Option<Arc<Leash>>,
+    bandwidth: Option<Bandwidth>,
 }
 
 /// A session that has its node: the connection to it, its idle limit, and the rest.
@@ -113,7 +115,7 @@ async fn until_pulled(
     }
 }
 
-/// Passes bytes on where TLS is spoken, bytes were read before, or the node has a leash.
+/// Passes bytes on where TLS is spoken, bytes were read before, the node has a leash, or there are bounds.
 async fn relay_rest(
     (client, upstream): (&TcpStream, &TcpStream),
     mut rest: Box<Rest>,
@@ -123,17 +125,31 @@ async fn relay_rest(
 ) -> relay::Ending {
     let leash = rest.leash.take();
     if rest.client.is_none() && rest.upstream.is_none() {
-        let up = Direction::new(client, upstream, lender).preloaded(&rest.preread);
-        drop(rest);
+        let up = Direction::new(client, upstream, lender);
         let down = Direction::new(upstream, client, lender);
-        return until_pulled(leash, relay::relay((up, down), limits, timer, moved)).await;
+        let Some(Bandwidth { up: most_up, down: most_down }) = rest.bandwidth.take() else {
+            let up = up.preloaded(&rest.preread);
+            drop(rest);
+            return until_pulled(leash, relay::relay((up, down), limits, timer, moved)).await;
+        };
+        let ways = (up.bounded(most_up).preloaded(&rest.preread), down.bounded(most_down));
+        drop(rest);
+        return until_pulled(leash, Box::pin(relay::relay(ways, limits, timer, moved))).await;
     }
     let [of_client, of_upstream] = [rest.client, rest.upstream].map(|tls| tls.map(RefCell::new));
     let client = Wire { stream: client, tls: of_client.as_ref() };
     let upstream = Wire { stream: upstream, tls: of_upstream.as_ref() };
-    let up = Secure::new(client, upstream).preloaded(&rest.preread);
-    let down = Secure::new(upstream, client);
-    let ending = until_pulled(leash, relay::relay((up, down), limits, timer, moved)).await;
+    let (up, down) = (Secure::new(client, upstream), Secure::new(upstream, client));
+    let ending = match rest.bandwidth {
+        None => {
+            let ways = (up.preloaded(&rest.preread), down);
+            until_pulled(leash, relay::relay(ways, limits, timer, moved)).await
+        }
+        Some(Bandwidth { up: most_up, down: most_down }) => {
+            let ways = (up.bounded(most_up).preloaded(&rest.preread), down.bounded(most_down));
+            until_pulled(leash, Box::pin(relay::relay(ways, limits, timer, moved))).await
+        }
+    };
     for wire in [client, upstream] {
         if let Some(tls) = wire.tls.filter(|_| !ending.is_reset()) {
             relay::farewell(&mut tls.borrow_mut(), wire.stream);
@@ -154,7 +170,7 @@ fn begin<'a>(
         if record.listen.proxy_protocol || record.listen.tls || record.listen.tls_passthrough {
             let Opened { preread, tls } = Box::pin(opening::open(record, client, timer.as_mut())).await?;
             if tls.is_some() || !preread.is_empty() {
-                rest = Some(Box::new(Rest { preread, client: tls, upstream: None, leash: None }));
+                rest = Some(Box::new(Rest { preread, client: tls, ..Rest::default() }));
             }
         }
         let routed = match record.route() {
@@ -176,6 +192,11 @@ fn begin<'a>(
                         }
                         if let Some(leash) = record.leash() {
                             rest.get_or_insert_default().leash = Some(leash);
+                        }
+                        if let Some(kept) = &mut record.kept
+                            && let Some(bandwidth) = kept.bandwidth.take()
+                        {
+                            rest.get_or_insert_default().bandwidth = Some(bandwidth);
                         }
                         return Ok((upstream, pool.settings.timeouts.idle, rest));
                     }

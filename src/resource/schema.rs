@@ -19,6 +19,7 @@ use crate::addr::IpMatcher;
 const FILES: &[(&str, &str)] = &[
     ("common.json", include_str!("../../schema/common.json")),
     ("plugin_ip_restriction.json", include_str!("../../schema/plugin_ip_restriction.json")),
+    ("plugin_limit_bandwidth.json", include_str!("../../schema/plugin_limit_bandwidth.json")),
     ("plugin_limit_conn.json", include_str!("../../schema/plugin_limit_conn.json")),
     ("plugin_limit_rate.json", include_str!("../../schema/plugin_limit_rate.json")),
     ("plugin_meta.json", include_str!("../../schema/plugin_meta.json")),
@@ -115,6 +116,7 @@ impl Schemas {
             ssl: Schema::load("ssl.json"),
             plugins: list(&[
                 ("ip-restriction", "plugin_ip_restriction.json"),
+                ("limit-bandwidth", "plugin_limit_bandwidth.json"),
                 ("limit-conn", "plugin_limit_conn.json"),
                 ("limit-rate", "plugin_limit_rate.json"),
                 ("mqtt-proxy", "plugin_mqtt_proxy.json"),

@@ -30,6 +30,8 @@ pub(in crate::proxy) trait Carry<'a> {
     /// Nobody reads the sender, so reading cannot tell that it has gone: its FIN has been passed on,
     /// or the receiver takes nothing.
     fn is_unread(&self) -> bool;
+    /// The sender's bytes are there and may not move yet: it is not idle.
+    fn is_held_back(&self) -> bool;
     /// Moves bytes until it has to wait, or its turn is over.
     fn advance(&mut self, cx: &mut Context<'_>) -> Step;
     /// Passes the sender's FIN on. To be called once all is written.

@@ -10,26 +10,29 @@ use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll, ready};
 
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{RecvFlags, recv};
 use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::carry::{Carry, Step, TURN, shut_down};
+use super::meter::{Free, Meter, Metered};
 use super::pace::Pace;
 use crate::live::NodeCounters;
+use crate::live::bandwidth::Bounds;
 use crate::net::buffer::{self, Buffer};
 use crate::net::transfer::{send_some, transfer};
 use crate::proxy::pipes::{Pipe, Pipes};
 
 /// One direction.
-pub(in crate::proxy) struct Direction<'a> {
+pub(in crate::proxy) struct Direction<'a, M = Free> {
     from: &'a TcpStream,
     to: &'a TcpStream,
     lender: Lender<'a>,
     carrier: Carrier,
     pace: Pace,
+    meter: M,
     blocked: bool,
     finished: bool,
     moved: u64,
@@ -55,11 +58,20 @@ enum Carrier {
 impl<'a> Direction<'a> {
     pub(in crate::proxy) fn new(from: &'a TcpStream, to: &'a TcpStream, lender: Lender<'a>) -> Self {
         let (carrier, pace) = (Carrier::Empty, Pace::default());
-        Self { from, to, lender, carrier, pace, blocked: false, finished: false, moved: 0 }
+        Self { from, to, lender, carrier, pace, meter: Free, blocked: false, finished: false, moved: 0 }
     }
 
-    /// The same with bytes that were read before.
+    /// The same, no faster than so. It is reading that is bounded: what has to wait waits in the kernel.
+    pub(in crate::proxy) fn bounded(self, bounds: Bounds) -> Direction<'a, Metered> {
+        let Self { from, to, lender, carrier, pace, blocked, finished, moved, .. } = self;
+        Direction { from, to, lender, carrier, pace, meter: Metered::new(bounds), blocked, finished, moved }
+    }
+}
+
+impl<M: Meter> Direction<'_, M> {
+    /// The same with bytes that were read before. They go at once, and count.
     pub(in crate::proxy) fn preloaded(mut self, bytes: &[u8]) -> Self {
+        self.meter.settle(bytes.len());
         if let Some(buffer) = Buffer::holding(bytes) {
             self.carrier = Carrier::Buffer { bytes: buffer, start: 0, end: bytes.len() };
         }
@@ -98,15 +110,17 @@ impl<'a> Direction<'a> {
     /// Reads once; 0 at the sender's FIN.
     fn fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         loop {
+            let most = if M::BOUNDS { ready!(self.may_read(cx))? } else { usize::MAX };
             if self.pace.is_bulk() {
                 // Asked first, so that only a flow with something to read takes a pipe.
                 ready!(self.from.poll_read_ready(cx))?;
             }
             let read = match self.pipe() {
-                Some(pipe) => self.fill_pipe(pipe)?,
-                None => self.fill_buffer()?,
+                Some(pipe) => self.fill_pipe(pipe, most)?,
+                None => self.fill_buffer(most)?,
             };
             if let Some(read) = read {
+                self.meter.settle(read);
                 if self.pace.note(read) {
                     self.lender.node.bulk_flows.add_one();
                 }
@@ -114,6 +128,13 @@ impl<'a> Direction<'a> {
             }
             ready!(self.from.poll_read_ready(cx))?;
         }
+    }
+
+    /// How many bytes may be read now. Only what is there has to wait: who says nothing gathers a burst.
+    fn may_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        ready!(self.from.poll_read_ready(cx))?;
+        let unread = || Ok(usize::try_from(ioctl_fionread(self.from)?).unwrap_or(usize::MAX));
+        self.meter.grant(cx, unread)
     }
 
     /// A pipe, where the flow is worth one and there is one.
@@ -129,11 +150,16 @@ impl<'a> Direction<'a> {
         pipe
     }
 
-    fn fill_buffer(&mut self) -> io::Result<Option<usize>> {
+    fn fill_buffer(&mut self, most: usize) -> io::Result<Option<usize>> {
         // The call is only made where there is something to read: an idle direction takes no buffer.
-        transfer(self.from, Interest::READABLE, buffer::SIZE, || {
+        transfer(self.from, Interest::READABLE, buffer::SIZE.min(most), || {
             let mut bytes = Buffer::take();
-            let (_, end) = recv(self.from, &mut *bytes, RecvFlags::empty())?;
+            let room = if M::BOUNDS {
+                bytes.get_mut(..buffer::SIZE.min(most)).unwrap_or_default()
+            } else {
+                &mut *bytes
+            };
+            let (_, end) = recv(self.from, room, RecvFlags::empty())?;
             if end > 0 {
                 self.carrier = Carrier::Buffer { bytes, start: 0, end };
             }
@@ -141,10 +167,9 @@ impl<'a> Direction<'a> {
         })
     }
 
-    fn fill_pipe(&mut self, pipe: Box<Pipe>) -> io::Result<Option<usize>> {
-        let read = self
-            .from
-            .try_io(Interest::READABLE, || move_pages(self.from.as_fd(), pipe.inlet(), pipe.capacity()));
+    fn fill_pipe(&mut self, pipe: Box<Pipe>, most: usize) -> io::Result<Option<usize>> {
+        let most = pipe.capacity().min(most);
+        let read = self.from.try_io(Interest::READABLE, || move_pages(self.from.as_fd(), pipe.inlet(), most));
         let read = match read {
             // Fewer than asked for may mean that every slot of the pipe has its small packet: only
             // the kernel's word says that there is no more.
@@ -167,13 +192,17 @@ impl<'a> Direction<'a> {
     }
 }
 
-impl<'a> Carry<'a> for Direction<'a> {
+impl<'a, M: Meter> Carry<'a> for Direction<'a, M> {
     fn sender(&self) -> &'a TcpStream {
         self.from
     }
 
     fn is_unread(&self) -> bool {
-        self.finished || self.blocked
+        self.finished || self.blocked || self.meter.is_waiting()
+    }
+
+    fn is_held_back(&self) -> bool {
+        self.meter.is_waiting()
     }
 
     #[inline]

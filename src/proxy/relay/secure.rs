@@ -10,6 +10,8 @@ use std::task::{Context, Poll, ready};
 use tokio::net::TcpStream;
 
 use super::carry::{Carry, Step, TURN, shut_down};
+use super::meter::{Free, Meter, Metered};
+use crate::live::bandwidth::Bounds;
 use crate::net::buffer::{self, Buffer};
 use crate::net::tls::{Opened, Session};
 use crate::net::transfer::{receive, send_some};
@@ -22,7 +24,7 @@ pub(in crate::proxy) struct Wire<'a> {
 }
 
 /// One direction.
-pub(in crate::proxy) struct Secure<'a> {
+pub(in crate::proxy) struct Secure<'a, M = Free> {
     from: Wire<'a>,
     to: Wire<'a>,
     /// Read and not yet sent or sealed: the bytes from `start` to `end`.
@@ -31,6 +33,7 @@ pub(in crate::proxy) struct Secure<'a> {
     sealed: u64,
     /// The sender closed; the receiver is being told.
     ending: bool,
+    meter: M,
     blocked: bool,
     finished: bool,
     moved: u64,
@@ -38,7 +41,28 @@ pub(in crate::proxy) struct Secure<'a> {
 
 impl<'a> Secure<'a> {
     pub(in crate::proxy) fn new(from: Wire<'a>, to: Wire<'a>) -> Self {
-        Self { from, to, held: None, sealed: 0, ending: false, blocked: false, finished: false, moved: 0 }
+        Self::metered((from, to), Free)
+    }
+
+    /// The same, no faster than so. It is sending that is bounded: a record is opened whole.
+    pub(in crate::proxy) fn bounded(self, bounds: Bounds) -> Secure<'a, Metered> {
+        Secure::metered((self.from, self.to), Metered::new(bounds))
+    }
+}
+
+impl<'a, M: Meter> Secure<'a, M> {
+    fn metered((from, to): (Wire<'a>, Wire<'a>), meter: M) -> Self {
+        Self {
+            from,
+            to,
+            held: None,
+            sealed: 0,
+            ending: false,
+            meter,
+            blocked: false,
+            finished: false,
+            moved: 0,
+        }
     }
 
     /// The same with bytes that were read before.
@@ -54,10 +78,12 @@ impl<'a> Secure<'a> {
             ready!(flush_sealed(tls, self.to.stream, cx))?;
             self.moved += std::mem::take(&mut self.sealed);
             let Some((bytes, start, end)) = &mut self.held else { return Poll::Ready(Ok(())) };
+            let most = ready!(self.meter.grant(cx, || Ok(*end - *start)))?;
             let mut session = tls.borrow_mut();
-            let until = (*end).min(*start + session.sealable());
+            let until = (*end).min(*start + session.sealable().min(most));
             let rest = bytes.get(*start..until).unwrap_or_default();
             session.seal(rest)?;
+            self.meter.settle(rest.len());
             self.sealed = rest.len() as u64;
             *start = until;
             if *start == *end {
@@ -68,8 +94,11 @@ impl<'a> Secure<'a> {
 
     fn flush_plain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some((bytes, start, end)) = &mut self.held {
-            match send_some(self.to.stream, bytes.get(*start..*end).unwrap_or_default())? {
+            let most = ready!(self.meter.grant(cx, || Ok(*end - *start)))?;
+            let until = (*end).min(start.saturating_add(most));
+            match send_some(self.to.stream, bytes.get(*start..until).unwrap_or_default())? {
                 Some(written) => {
+                    self.meter.settle(written);
                     *start += written;
                     self.moved += written as u64;
                 }
@@ -123,13 +152,17 @@ impl<'a> Secure<'a> {
     }
 }
 
-impl<'a> Carry<'a> for Secure<'a> {
+impl<'a, M: Meter> Carry<'a> for Secure<'a, M> {
     fn sender(&self) -> &'a TcpStream {
         self.from.stream
     }
 
     fn is_unread(&self) -> bool {
         self.finished || self.blocked
+    }
+
+    fn is_held_back(&self) -> bool {
+        self.meter.is_waiting()
     }
 
     fn advance(&mut self, cx: &mut Context<'_>) -> Step {

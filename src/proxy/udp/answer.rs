@@ -15,7 +15,7 @@ use tokio::time::{self, Instant};
 use crate::flow::Id;
 use crate::proxy::udp::association::{self, is_refusal};
 use crate::proxy::udp::batch::Batch;
-use crate::proxy::udp::flight::{Part, Segments, Way};
+use crate::proxy::udp::flight::{self, Part, Segments, Way};
 use crate::proxy::udp::{Inlet, PAUSE};
 use crate::proxy::worker::Worker;
 use crate::session::{End, Traffic};
@@ -108,6 +108,9 @@ fn receive((worker, inlet): (&Worker, &Inlet), batch: &mut Batch, id: Id, now: S
     let left = if association.waits { Left::Perhaps } else { Left::Nothing };
     let (from, segments) = (association.from, association.to_client);
     let count = take_parts(worker, batch, first);
+    if let Some(bandwidth) = association.bandwidth() {
+        worker.shared.node.udp_over_rate.add(flight::admit(&bandwidth.down, &mut batch.parts, now));
+    }
     let Some(answered) = table.answered(id, count, now) else { return Left::Nothing };
     let Some(client) = table.key(id).map(|key| key.client) else { return Left::Nothing };
     limit(&mut batch.parts, answered.taken as usize);

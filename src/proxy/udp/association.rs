@@ -13,13 +13,14 @@ use tokio::time::Instant;
 
 use crate::balance::Tried;
 use crate::flow::{Id, Key, Limits};
+use crate::live::bandwidth::Bandwidth;
 use crate::live::{NodeCounters, Permit};
 use crate::net::{datagram, dial};
 use crate::proxy::record::{Failed, Record};
 use crate::proxy::stage;
 use crate::proxy::udp::Inlet;
 use crate::proxy::udp::batch::Batch;
-use crate::proxy::udp::flight::{Segments, Way};
+use crate::proxy::udp::flight::{self, Segments, Way};
 use crate::proxy::udp::nodes::Nodes;
 use crate::proxy::udp::trial::{self, Next, Trial};
 use crate::proxy::worker::{Refusal, Worker, nobody_left};
@@ -63,6 +64,9 @@ impl Association {
     /// Sends the parts of `batch` to the node. What cannot be sent at once is dropped, as a full router
     /// would. Reports whether the node refused an earlier datagram.
     pub(super) fn send(&mut self, id: Id, batch: &mut Batch, node: &NodeCounters) -> bool {
+        if let Some(bandwidth) = self.bandwidth() {
+            node.udp_over_rate.add(flight::admit(&bandwidth.up, &mut batch.parts, Instant::now().into_std()));
+        }
         if self.trial.as_mut().is_some_and(|trial| !trial.keep(batch)) {
             self.trial = None;
         }
@@ -100,6 +104,11 @@ impl Association {
         }
         self.record.moved(Traffic { received: bytes as u64, sent: 0 });
         told
+    }
+
+    /// What bounds it.
+    pub(super) fn bandwidth(&self) -> Option<&Bandwidth> {
+        self.record.kept.as_ref()?.bandwidth.as_ref()
     }
 
     /// Its node refused a datagram: where it has never answered, the next one gets what the client has

@@ -9,6 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroUsize};
 use std::ops::Range;
+use std::time::Instant;
 
 use rustix::io::Errno;
 use streamgate_sys::datagram::Local;
@@ -16,6 +17,7 @@ use streamgate_sys::receive::Received;
 use streamgate_sys::send::{Outgoing, Piece};
 
 use crate::flow::Id;
+use crate::live::bandwidth::Bounds;
 
 /// Segments of one message. Linux before 6.9 makes no more of one (`UDP_MAX_SEGMENTS`).
 const MOST_SEGMENTS: usize = 64;
@@ -74,6 +76,19 @@ impl Part {
             Some(run)
         })
     }
+}
+
+/// Drops the datagrams that are too fast; how many those are. What comes together is as fast as what comes
+/// before it, so of a part the first ones stay.
+pub(super) fn admit(bounds: &Bounds, parts: &mut Vec<Part>, now: Instant) -> u64 {
+    let mut dropped = 0;
+    parts.retain_mut(|part| {
+        let taken = part.runs(1).take_while(|datagram| bounds.take(datagram.len, now)).count();
+        dropped += (part.datagrams() - taken) as u64;
+        *part = part.split(taken).0;
+        taken > 0
+    });
+    dropped
 }
 
 /// What the system makes segments of, on one way. Sizes it has refused are not tried again: a segment
