@@ -9,7 +9,9 @@ mod control_api;
 pub mod explain;
 mod health_metrics;
 mod healthcheck;
+mod limit_metrics;
 mod process_metrics;
+mod refusal_metrics;
 mod route_metrics;
 mod server;
 mod status;
@@ -31,9 +33,9 @@ use tokio_util::sync::CancellationToken;
 use self::explain::Facing;
 pub use self::server::{Pages, serve};
 use crate::config::Prometheus;
-use crate::live::NodeCounters;
 use crate::live::node_state::NodeState;
 use crate::live::totals::Totals;
+use crate::live::{Budget, NodeCounters};
 use crate::metrics::{Metrics, number};
 use crate::net::clock::unix_ms;
 use crate::net::this_host::this_host;
@@ -54,6 +56,7 @@ pub struct Admin {
     totals: Arc<Totals>,
     state: Arc<NodeState>,
     node: Arc<NodeCounters>,
+    budgets: Budgets,
     accept_state: mpsc::Sender<()>,
     facing: Arc<ArcSwap<Facing>>,
     etcd_prefix: Box<str>,
@@ -62,6 +65,15 @@ pub struct Admin {
     hostname: Arc<str>,
     /// Size of the last page: room for the next one.
     page_bytes: AtomicUsize,
+}
+
+/// What sessions share of the limits of the process.
+#[derive(Clone, Debug)]
+pub struct Budgets {
+    /// Descriptors.
+    pub descriptors: Arc<Budget>,
+    /// Pipes for bulk flows.
+    pub pipes: Arc<Budget>,
 }
 
 /// The parts of a node that its pages are made from.
@@ -77,6 +89,8 @@ pub struct Parts {
     pub state: Arc<NodeState>,
     /// Counters of the data path.
     pub node: Arc<NodeCounters>,
+    /// What sessions may take of the process, and have taken.
+    pub budgets: Budgets,
     /// Gets a message when an operator accepts a full read that is held back.
     pub accept_state: mpsc::Sender<()>,
     /// What of the present configuration meets sessions first.
@@ -96,6 +110,7 @@ impl Admin {
             totals: parts.totals,
             state: parts.state,
             node: parts.node,
+            budgets: parts.budgets,
             accept_state: parts.accept_state,
             facing: parts.facing,
             etcd_prefix: parts.etcd_prefix,
@@ -118,9 +133,11 @@ impl Admin {
         let facts = apisix_metrics::Facts { snapshot: &snapshot, totals, state, hostname, etcd_prefix };
         apisix_metrics::render(&mut out, &self.prefix, facts);
         process_metrics::render(&mut out, state.started_unix_ms);
+        limit_metrics::render(&mut out, &self.budgets);
         self.metrics.render(&mut out);
         let (routes, pools) = (snapshot.routes(), snapshot.pools());
         route_metrics::render(&mut out, &totals.unrouted, routes, pools, self.max_series);
+        refusal_metrics::render(&mut out, snapshot.routes(), totals, self.max_series);
         tls_metrics::render(&mut out, &self.node.tls, &snapshot, self.max_series);
         health_metrics::render(&mut out, &snapshot, self.max_series);
         self.page_bytes.store(out.len(), Relaxed);
@@ -179,13 +196,14 @@ impl Admin {
         metrics.etcd_reconnects.absolute(self.state.status.reconnects());
     }
 
-    /// Forgets the APISIX series of routes and nodes that the snapshot does not have.
+    /// Forgets the series of routes and nodes that the snapshot does not have.
     fn sweep(&self, snapshot: &Snapshot) {
-        let routes: HashSet<&str> =
+        let labels: HashSet<&str> =
             snapshot.routes().filter_map(|route| route.apisix_label()).map(|label| &**label).collect();
         let nodes: HashSet<&str> =
             snapshot.pools().flat_map(|pool| pool.nodes()).map(|node| &*node.label).collect();
-        self.totals.sweep(|route| routes.contains(route), |node| nodes.contains(node));
+        let has_route = |route: &str| snapshot.route(route).is_some();
+        self.totals.sweep(has_route, |label| labels.contains(label), |node| nodes.contains(node));
     }
 }
 
@@ -235,6 +253,7 @@ mod tests {
             totals: Arc::default(),
             state: Arc::new(NodeState::new("etcd", unix_ms(), status)),
             node: Arc::default(),
+            budgets: Budgets { descriptors: Budget::new(100), pipes: Budget::new(8) },
             accept_state,
             facing: Arc::default(),
             etcd_prefix: "/apisix".into(),

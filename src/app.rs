@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::addr::IpMatcher;
 use crate::admin::explain::Facing;
-use crate::admin::{self, Admin, Pages, Parts, apisix_metrics};
+use crate::admin::{self, Admin, Budgets, Pages, Parts, apisix_metrics};
 use crate::config::{Config, Listen, Source};
 use crate::control::{self, Control};
 use crate::discovery;
@@ -112,6 +112,7 @@ impl Gateway {
                 totals,
                 state: state.clone(),
                 node: shared.node.clone(),
+                budgets: Budgets { descriptors: shared.descriptors.clone(), pipes: shared.pipes.clone() },
                 accept_state,
                 facing: facing.clone(),
                 etcd_prefix: etcd_prefix(&config.source),

@@ -79,6 +79,8 @@ impl Page<'_> {
             vec![("max_modify_index", highest.unwrap_or_default()), ("prev_index", facts.snapshot.revision)];
         indexes.extend(status.modify_indexes());
         indexes.push(("x_etcd_index", facts.state.source_revision()));
+        // Its library sorts all samples.
+        indexes.sort_unstable();
         let samples = indexes.into_iter().map(|(key, index)| (text::labels(&[("key", key)]), index));
         self.family("etcd_modify_indexes", Kind::Gauge, "Etcd modify index for APISIX keys", samples);
         self.family(
@@ -254,10 +256,10 @@ apisix_node_info{hostname=\"vm\",version=\"VERSION\"} 1
         let etcd = "\
 # HELP apisix_etcd_modify_indexes Etcd modify index for APISIX keys
 # TYPE apisix_etcd_modify_indexes gauge
-apisix_etcd_modify_indexes{key=\"max_modify_index\"} 5300
-apisix_etcd_modify_indexes{key=\"prev_index\"} 0
 apisix_etcd_modify_indexes{key=\"consumers\"} 0
 apisix_etcd_modify_indexes{key=\"global_rules\"} 0
+apisix_etcd_modify_indexes{key=\"max_modify_index\"} 5300
+apisix_etcd_modify_indexes{key=\"prev_index\"} 0
 apisix_etcd_modify_indexes{key=\"protos\"} 0
 apisix_etcd_modify_indexes{key=\"routes\"} 0
 apisix_etcd_modify_indexes{key=\"services\"} 0

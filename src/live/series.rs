@@ -55,6 +55,13 @@ impl<K: Clone + Eq + Hash> Series<K> {
         }
     }
 
+    /// The count of this key; 0 where there is none.
+    #[must_use]
+    pub fn get(&self, key: &K) -> u64 {
+        let counted = |shard: &Shard<K>| Some(shard.load().get(key)?.load(Relaxed));
+        self.shard(key).and_then(counted).unwrap_or_default()
+    }
+
     /// Reports whether there is a counter of this key.
     #[must_use]
     pub fn contains(&self, key: &K) -> bool {
@@ -121,6 +128,7 @@ mod tests {
             series.count(&key);
         }
         assert_eq!(series.read(), [(1, 1), (2, 1), (3, 3)]);
+        assert_eq!((series.get(&3), series.get(&4)), (3, 0));
         series.retain(|key| *key != 2);
         assert_eq!((series.read(), series.len()), (vec![(1, 1), (3, 3)], 2));
     }

@@ -46,6 +46,15 @@ pub struct StatusKey {
     pub extra: Box<[Box<str>]>,
 }
 
+/// One series of `streamgate_plugin_refusals_total`.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct RefusalKey {
+    /// Id of the route.
+    pub route: Arc<str>,
+    /// Name of the plugin.
+    pub plugin: &'static str,
+}
+
 /// The counters of a node that belong to no route.
 #[derive(Debug, Default)]
 pub struct Totals {
@@ -59,6 +68,9 @@ pub struct Totals {
     pub status: Series<StatusKey>,
     /// Labels added to it.
     pub status_labels: Box<[ExtraLabel]>,
+    /// Sessions that a plugin refused. Here and not in [`Stats`], of which each of 100,000 routes
+    /// has its own: few routes have such a plugin, and of those few refuse.
+    pub refusals: Series<RefusalKey>,
     listens: Registry<(Transport, Arc<str>), ListenStats>,
     no_node: Arc<str>,
 }
@@ -89,10 +101,13 @@ impl Totals {
         listens
     }
 
-    /// Counts an ending where no route does, and in the APISIX series where its route has them.
+    /// Counts an ending where no route does, a refusal by its plugin, and in the APISIX series where its route has them.
     pub fn record(&self, outcome: &Outcome) {
         if outcome.route.is_none() {
             self.unrouted.ended(outcome.end);
+        }
+        if let Some((denied, route)) = outcome.denied.zip(outcome.route.as_ref()) {
+            self.refusals.count(&RefusalKey { route: route.clone(), plugin: denied.plugin });
         }
         let Some(route) = &outcome.apisix_label else { return };
         let extra = values(&self.connection_labels, outcome);
@@ -107,9 +122,15 @@ impl Totals {
     }
 
     /// Forgets the series of routes and nodes that are loaded no more, so that configurations that
-    /// come and go do not add up.
-    pub fn sweep(&self, has_route: impl Fn(&str) -> bool, has_node: impl Fn(&str) -> bool) {
-        self.connections.retain(|key| has_route(&key.route));
+    /// come and go do not add up. `has_label` is asked for the labels of APISIX's series.
+    pub fn sweep(
+        &self,
+        has_route: impl Fn(&str) -> bool,
+        has_label: impl Fn(&str) -> bool,
+        has_node: impl Fn(&str) -> bool,
+    ) {
+        self.refusals.retain(|key| has_route(&key.route));
+        self.connections.retain(|key| has_label(&key.route));
         self.status.retain(|key| key.node.is_empty() || has_node(&key.node));
         self.listens.sweep();
     }
@@ -225,8 +246,28 @@ mod tests {
         let totals = Totals::default();
         totals.record(&Outcome { node: Some("10.1.0.1:80".into()), ..outcome(End::ClientClosed) });
         totals.record(&outcome(End::NoNode));
-        totals.sweep(|_| false, |_| false);
-        check(&totals, &[], &[(End::NoNode.apisix_code(), "", 1)]);
+        totals.record(&denied("r1"));
+        totals.sweep(|_| false, |_| false, |_| false);
+        check(&totals, &[], &[("001", "", 1), ("403", "", 1)]);
+        assert!(totals.refusals.is_empty());
+    }
+
+    fn denied(route: &str) -> Outcome {
+        let denied = Some(Denied { plugin: "ip-restriction", code: 403 });
+        Outcome { denied, route: Some(route.into()), ..outcome(End::PluginDenied) }
+    }
+
+    #[test]
+    fn refusals_are_counted_by_route_and_plugin() {
+        let totals = Totals::default();
+        totals.record(&outcome(End::ConnectFailed));
+        assert!(totals.refusals.is_empty(), "no plugin refused it");
+        for route in ["r1", "r2", "r1"] {
+            totals.record(&Outcome { apisix_label: None, ..denied(route) });
+        }
+        let seen = totals.refusals.read();
+        let seen: Vec<_> = seen.iter().map(|(key, count)| (&*key.route, key.plugin, *count)).collect();
+        assert_eq!(seen, [("r1", "ip-restriction", 2), ("r2", "ip-restriction", 1)]);
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub(super) async fn greet(
         timer.as_mut().reset(Instant::now() + limit);
         let header = header(record);
         send_all(stream, &header, limit, timer.as_mut()).await?;
+        record.told_node(header.len());
     }
     let Some(tls) = tls else { return Ok(None) };
     let name = tls.server_name(record.inbound.sni.as_deref()).map_err(DialError::Handshake)?;

@@ -6,7 +6,7 @@
 use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -238,8 +238,16 @@ impl Record {
         self.close(end, detail);
     }
 
-    /// The datagram that would have begun the session was refused: its outcome may go unlogged.
-    pub(super) fn refuse(mut self, end: End, detail: String) {
+    /// Counts bytes that its node got beside those of the client, such as a PROXY header: they belong to
+    /// the listen and to no route, as in APISIX.
+    pub(super) fn told_node(&self, bytes: usize) {
+        self.door.add_upstream_sent(bytes as u64);
+    }
+
+    /// The datagram of so many bytes that would have begun the session was refused: its outcome may go
+    /// unlogged.
+    pub(super) fn refuse(mut self, end: End, detail: String, bytes: usize) {
+        self.door.add_received(bytes as u64);
         self.bounded = true;
         self.close(end, Some(detail));
     }
@@ -267,12 +275,23 @@ impl Record {
         self.worker.tell(Ended { outcome, route }, log);
     }
 
+    /// Its label in APISIX's series, where its route has them and their filter lets it count.
+    fn apisix_label(&self) -> Option<Arc<str>> {
+        let (route, _) = self.route.as_ref()?;
+        let (facts, host) = (route.facts(), &self.worker.shared.host);
+        let label = route.apisix_label_of(&|name| {
+            let of_session = || self.inbound.variable(name);
+            facts.variable(name).or_else(of_session).or_else(|| host.variable(name, SystemTime::now()))
+        });
+        label.cloned()
+    }
+
     fn outcome(&mut self, end: End, detail: Option<String>, duration: Duration) -> Outcome {
         Outcome {
             inbound: self.inbound.clone(),
             listen: self.listen.written.clone(),
             listen_addr: self.door.addr.clone(),
-            apisix_label: self.route.as_ref().and_then(|(route, _)| route.apisix_label().cloned()),
+            apisix_label: self.apisix_label(),
             denied: self.kept.as_ref().and_then(|kept| kept.denied),
             route: self.route.as_ref().map(|(route, _)| route.id.clone()),
             upstream: self.upstream.take(),

@@ -167,7 +167,7 @@ pub(super) fn begin(worker: &Rc<Worker>, inlet: &Inlet, stranger: &Stranger, bat
         let mut record = Record::new(worker, inbound, &inlet.door);
         match open(worker, &mut record, batch.first()) {
             Ok(opened) => break Association::new(opened, record, stranger.from),
-            Err((end, why)) => record.refuse(end, why),
+            Err((end, why)) => record.refuse(end, why, batch.first().len()),
         }
         if !batch.drop_first() {
             return;
