@@ -12,6 +12,7 @@ pub mod registries;
 pub mod series;
 pub mod source_status;
 pub mod totals;
+pub mod turns;
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use self::ewma::Ewma;
+use self::turns::Turns;
 use crate::drain::Leash;
 use crate::health::{Cell, Down};
 use crate::session::{ConnectFailure, End};
@@ -223,6 +225,8 @@ pub struct Live {
     pub targets: Registry<(Arc<str>, SocketAddr), Cell>,
     /// Leashes of nodes whose sessions may have to end, by pool id and `host:port`.
     pub leashes: Registry<(Arc<str>, Arc<str>), Leash>,
+    /// Turns of traffic-split, by rule and its weights.
+    pub turns: Registry<(Arc<str>, Box<[u32]>), Turns>,
 }
 
 /// What is counted of an upstream with health checks.
