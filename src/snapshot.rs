@@ -331,7 +331,8 @@ impl Snapshot {
     #[must_use]
     pub fn degraded(&self) -> Vec<Degraded> {
         // Walking them in their order sorts them, and mostly there is nothing to tell.
-        let quiet = |route: &Arc<Route>| route.degraded.is_empty() && route.plugins.choices().next().is_none();
+        let quiet =
+            |route: &Arc<Route>| route.degraded.is_empty() && route.plugins.choices().next().is_none();
         if self.routes.values().all(quiet) && self.pools().all(|pool| pool.degraded().is_none()) {
             return Vec::new();
         }

@@ -121,9 +121,12 @@ impl TrafficSplit {
     /// Where entries lead that get sessions: those of rules that are asked, with a weight.
     fn chosen(&self) -> impl Iterator<Item = Option<&Choice>> {
         let mut all_taken = false;
-        let asked = self.split.rules.iter().zip(&self.ready).take_while(move |(rule, _)| {
-            !std::mem::replace(&mut all_taken, rule.conditions.is_empty())
-        });
+        let asked = self
+            .split
+            .rules
+            .iter()
+            .zip(&self.ready)
+            .take_while(move |(rule, _)| !std::mem::replace(&mut all_taken, rule.conditions.is_empty()));
         asked.flat_map(|(rule, ready)| {
             let equal = rule.shares.iter().all(|share| share.weight == 0);
             let entries = rule.shares.iter().zip(&ready.choices);

@@ -120,7 +120,9 @@ fn ready(
     if !secrets.is_empty() {
         made.secret = true;
         check(schema, name, &mut replaced, &at, &mut Notes::default()).map_err(|_| {
-            format!("{at}: what its references to secrets stand for is not allowed there; look at the variables")
+            format!(
+                "{at}: what its references to secrets stand for is not allowed there; look at the variables"
+            )
         })?;
         *conf = replaced;
     }

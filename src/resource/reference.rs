@@ -84,7 +84,8 @@ pub(super) fn without(secrets: &[String], text: String) -> String {
         !secret.is_empty() && (text.contains(secret.as_str()) || text.contains(quoted.trim_matches('"')))
     };
     if secrets.iter().any(shows) {
-        return "something is wrong with what a reference to a secret stands for; look at the variables".into();
+        return "something is wrong with what a reference to a secret stands for; look at the variables"
+            .into();
     }
     text
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 mod splits;
 mod ssls;
 
-use self::splits::{Splits, SplitOf};
+use self::splits::{SplitOf, Splits};
 use super::merge::{Merged, Origin, merge};
 use super::names::Names;
 use super::nodes::Means;

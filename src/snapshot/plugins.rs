@@ -33,17 +33,10 @@ impl Kit {
 
 /// The plugins of a route; `kit` has those of its service. Sentences about what is asked for and not given
 /// go to `degraded`.
-pub(super) fn of(
-    merged: &Merged<'_>,
-    kit: Option<&Kit>,
-    live: &Live,
-    degraded: &mut Vec<String>,
-) -> Plugins {
+pub(super) fn of(merged: &Merged<'_>, kit: Option<&Kit>, live: &Live, degraded: &mut Vec<String>) -> Plugins {
     let of_service = |one: &&Attached<'_>| one.owner.kind == Kind::Service;
     let lent = merged.plugins.iter().filter(of_service);
-    let lent = lent.filter_map(|one| {
-        kit?.made.iter().find(|(armed, _)| *armed.class.name == *one.conf.name)
-    });
+    let lent = lent.filter_map(|one| kit?.made.iter().find(|(armed, _)| *armed.class.name == *one.conf.name));
     let mut all = Vec::new();
     for one in merged.plugins.iter().filter(|one| !of_service(one)) {
         all.extend(Armed::new(one, live, degraded).map(Arc::new));

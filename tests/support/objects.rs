@@ -31,7 +31,7 @@ pub struct Objects {
 impl Objects {
     /// These objects, loaded at once. `seed` decides where balancers begin.
     pub fn new(seed: u64, settings: UpstreamSettings, objects: &[(Kind, &str, Value)]) -> Self {
-        let store = Store::new(RulesConfig::default());
+        let store = Store::new(RulesConfig::everything());
         let live = Arc::<Live>::default();
         let builder = Builder::new(live.clone(), seed).with_settings(settings);
         let mut new = Self { store, builder, live, revision: 0, snapshot: Arc::default() };
