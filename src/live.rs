@@ -14,6 +14,7 @@ pub mod registries;
 pub mod series;
 pub mod source_status;
 pub mod totals;
+pub mod turns;
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 use self::ewma::Ewma;
 use self::limits::Limits;
+use self::turns::Turns;
 use crate::drain::Leash;
 use crate::health::{Cell, Down};
 use crate::session::{ConnectFailure, End};
@@ -230,6 +232,8 @@ pub struct Live {
     pub limits: Limits,
     /// Keys of limit-bandwidth, by the object with its configuration.
     pub bandwidth: Registry<Box<str>, bandwidth::Table>,
+    /// Turns of traffic-split, by rule and its weights.
+    pub turns: Registry<(Arc<str>, Box<[u32]>), Turns>,
 }
 
 /// What is counted of an upstream with health checks.

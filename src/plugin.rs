@@ -32,6 +32,7 @@ use crate::expr::Expr;
 use crate::live::Live;
 use crate::resource::{Key, PluginConf};
 use crate::session::Variable;
+use traffic_split::TrafficSplit;
 
 /// One kind of plugin.
 pub trait Stage: fmt::Debug + Sized {
@@ -45,6 +46,11 @@ pub trait Stage: fmt::Debug + Sized {
     /// Makes one of a configuration that its schema has accepted and filled. The error is a sentence
     /// that reads on after the name of the plugin.
     fn compile(conf: &Value, ground: &Ground<'_>) -> Result<Self, String>;
+
+    /// The same, for a plugin that is made of what was read with its configuration.
+    fn of(conf: &PluginConf, ground: &Ground<'_>) -> Result<Self, String> {
+        Self::compile(&conf.conf, ground)
+    }
 
     /// Decides about a session before a node is chosen.
     fn preread(&self, scene: &mut Scene<'_>) -> Decision {
@@ -97,7 +103,7 @@ macro_rules! stages {
                 name: <$module::$stage as Stage>::NAME,
                 priority: <$module::$stage as Stage>::PRIORITY,
                 reports: <$module::$stage as Stage>::REPORTS,
-                compile: |conf, ground| <$module::$stage as Stage>::compile(conf, ground).map(Plugin::$stage),
+                compile: |conf, ground| <$module::$stage as Stage>::of(conf, ground).map(Plugin::$stage),
             },)*
         ];
     };
@@ -123,7 +129,7 @@ pub struct Class {
     pub priority: i32,
     /// [`Stage::REPORTS`].
     pub reports: bool,
-    compile: fn(&Value, &Ground<'_>) -> Result<Plugin, String>,
+    compile: fn(&PluginConf, &Ground<'_>) -> Result<Plugin, String>,
 }
 
 /// A plugin with the sessions it applies to.
@@ -133,6 +139,8 @@ pub struct Armed {
     pub class: &'static Class,
     /// It.
     pub plugin: Plugin,
+    /// The difference to APISIX that makes it [`Plugin::Unusable`], where one does.
+    pub rule: Option<&'static str>,
     /// `_meta.filter`; none: every session.
     filter: Option<Expr>,
 }
@@ -149,8 +157,10 @@ impl Armed {
         }
         let ground = Ground { owner: &attached.owner, live };
         let made = match &conf.broken {
-            Some(why) => Err(why.to_string()),
-            None => (class.compile)(&conf.conf, &ground),
+            Some(why) => Err(why.text.clone()),
+            None if conf.secret => (class.compile)(conf, &ground)
+                .map_err(|_| "what its references to secrets stand for cannot be used".into()),
+            None => (class.compile)(conf, &ground),
         };
         let plugin = made.unwrap_or_else(|why| {
             let effect = if class.reports { "it does nothing" } else { "its sessions are refused" };
@@ -159,7 +169,8 @@ impl Armed {
         });
         // One that does not compile was told of when the object was read; the plugin then runs always.
         let filter = conf.conf.pointer("/_meta/filter").and_then(|filter| Expr::compile(filter).ok());
-        Some(Self { class, plugin, filter })
+        let rule = conf.broken.as_ref().and_then(|why| why.rule);
+        Some(Self { class, plugin, rule, filter })
     }
 
     /// Reports whether its filter lets it run; `variable` gives the values of the session.
@@ -206,6 +217,24 @@ impl Plugins {
     /// Those that hear of the end of a session.
     pub fn reporting(&self) -> impl Iterator<Item = &Armed> {
         self.iter().filter(|one| one.class.reports)
+    }
+
+    /// The upstreams that one of them may choose in place of the route's.
+    pub fn choices(&self) -> impl Iterator<Item = &Choice> {
+        self.splits().flat_map(|(_, split)| split.choices())
+    }
+
+    /// Reports whether some session goes to the upstream of the route itself.
+    #[must_use]
+    pub fn pass_some(&self) -> bool {
+        self.splits().all(|(armed, split)| armed.filter.is_some() || split.passes_some())
+    }
+
+    fn splits(&self) -> impl Iterator<Item = (&Armed, &TrafficSplit)> {
+        self.iter().filter_map(|armed| match &armed.plugin {
+            Plugin::TrafficSplit(split) => Some((armed, split)),
+            _ => None,
+        })
     }
 
     /// In the order they run.

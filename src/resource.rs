@@ -21,6 +21,7 @@ mod shape;
 mod shown;
 mod ssl;
 mod stream_route;
+mod traffic_split;
 mod upstream;
 mod validate;
 
@@ -32,6 +33,7 @@ pub use client_auth::{ClientAuth, provider};
 pub use identity::Identity;
 pub use rules::{Parsed, Rejection, Remark, Rules};
 pub use shown::{Shown, shown};
+pub use traffic_split::{Destination, Share, Split, SplitRule};
 pub use upstream::{ActiveCheck, CheckKind, Checks, HttpCheck};
 pub use validate::validate_line;
 
@@ -187,19 +189,24 @@ pub struct Protocol {
 }
 
 /// One entry of `plugins`, checked by its schema where the plugin is known.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct PluginConf {
     /// The plugin.
     pub name: Box<str>,
-    /// Its configuration with defaults filled in.
+    /// Its configuration with defaults filled in and references to secrets replaced.
     pub conf: Arc<serde_json::Value>,
     /// `_meta.disable`.
     pub disabled: bool,
     /// The plugin is in the list of enabled stream plugins; where not, APISIX ignores it.
     pub enabled: bool,
-    /// Why the configuration cannot be used: a plugin of a service under etcd, which APISIX does not
-    /// check before it fails each session (SG-001). It refuses every session of its routes.
-    pub broken: Option<Box<str>>,
+    /// Why the configuration cannot be used, though APISIX accepts it: a plugin of a service under etcd,
+    /// which APISIX does not check before it fails each session (SG-001), or a reference to a secret with
+    /// nothing behind it (SG-133). It refuses every session of its routes.
+    pub broken: Option<Remark>,
+    /// It holds what references stood for: no value of it may be shown.
+    pub secret: bool,
+    /// What a `traffic-split` in force says.
+    pub split: Option<Arc<Split>>,
 }
 
 /// What routes share.

@@ -15,8 +15,9 @@ use crate::live::Stats;
 use crate::matcher::{Explanation, Matcher, Order, Overlaps, Query, Rule, Shadowed};
 use crate::persistent::Map;
 use crate::plugin::prometheus::Prometheus;
+use crate::plugin::traffic_split::Inline;
 use crate::plugin::{Choice, Plugin, Plugins, RouteFacts};
-use crate::resource::{Key, Kind, Ssl};
+use crate::resource::{Key, Kind, Ssl, Upstream};
 use crate::session::{End, Inbound, Outcome, Variable};
 use crate::store::{HeldState, Rejected, Written};
 
@@ -24,6 +25,7 @@ mod build;
 mod merge;
 mod names;
 mod nodes;
+mod plugins;
 mod settings;
 
 pub use build::Builder;
@@ -123,6 +125,9 @@ pub enum Target {
     Nothing,
 }
 
+/// The pools of the upstreams written inside a plugin, in their order, each with what it was made of.
+type Inside = Arc<[(Arc<Upstream>, Arc<Pool>)]>;
+
 /// One state of the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -136,6 +141,8 @@ pub struct Snapshot {
     pools: Map<Arc<str>, Arc<Pool>>,
     /// Of upstreams written inside services, where a route goes there.
     services: Map<Arc<str>, Arc<Pool>>,
+    /// Of upstreams written inside a traffic-split, by the object it is in, each with what it was made of.
+    splits: Map<Key, Inside>,
     /// Those of all pools that have health checks.
     checked: Map<Arc<str>, Arc<Pool>>,
     /// Those whose sessions are closed when their node goes down or leaves.
@@ -205,11 +212,27 @@ impl Snapshot {
     /// The pool that a plugin chose.
     pub fn chosen<'a>(&'a self, choice: &'a Choice) -> Result<&'a Arc<Pool>, (End, String)> {
         match choice {
-            Choice::Inline(pool) => Ok(pool),
-            Choice::Upstream(id) => {
-                self.pools.get(&**id).ok_or_else(|| (End::UpstreamMissing, self.missing(Kind::Upstream, id)))
-            }
+            Choice::Inline(inline) => self.inside(inline).ok_or_else(|| {
+                let owner = &inline.owner;
+                let why = format!("the upstream that traffic-split of {owner} chose is gone since");
+                (End::UpstreamMissing, why)
+            }),
+            Choice::Upstream(id) => self.pools.get(&**id).ok_or_else(|| {
+                (End::UpstreamMissing, format!("traffic-split: {}", self.missing(Kind::Upstream, id)))
+            }),
         }
+    }
+
+    /// The pool of an upstream written in a plugin. Where that was changed while a plugin held the session
+    /// up, or between two attempts: of the same upstream in its new place, else of what is in its place now.
+    fn inside(&self, inline: &Inline) -> Option<&Arc<Pool>> {
+        let pools = self.splits.get(&inline.owner)?;
+        let there = pools.get(inline.place);
+        let is_it = |(made_of, _): &&(Arc<Upstream>, Arc<Pool>)| {
+            Arc::ptr_eq(made_of, &inline.upstream) || *made_of == inline.upstream
+        };
+        let found = there.filter(is_it).or_else(|| pools.iter().find(is_it)).or(there);
+        found.map(|(_, pool)| pool)
     }
 
     /// A loaded object as it was written; `None` where there is none, and for certificates and secrets.
@@ -278,14 +301,15 @@ impl Snapshot {
         self.routes.len()
     }
 
-    /// Every pool: those of upstream objects that a route reaches, and those written inside routes
-    /// and services, in no order.
+    /// Every pool: those of upstream objects that a route reaches, and those written inside routes,
+    /// services and their plugins, in no order.
     pub fn pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
         let inline = self.routes.values().filter_map(|route| match &route.target {
             Target::Inline(pool) => Some(pool),
             _ => None,
         });
-        self.pools.values().chain(self.services.values()).chain(inline)
+        let inside = self.splits.values().flat_map(|pools| pools.iter().map(|(_, pool)| pool));
+        self.pools.values().chain(self.services.values()).chain(inline).chain(inside)
     }
 
     /// The pools of upstream objects that a route reaches, in no order.
@@ -307,14 +331,20 @@ impl Snapshot {
     #[must_use]
     pub fn degraded(&self) -> Vec<Degraded> {
         // Walking them in their order sorts them, and mostly there is nothing to tell.
-        if self.routes.values().all(|route| route.degraded.is_empty()) {
+        let quiet =
+            |route: &Arc<Route>| route.degraded.is_empty() && route.plugins.choices().next().is_none();
+        if self.routes.values().all(quiet) && self.pools().all(|pool| pool.degraded().is_none()) {
             return Vec::new();
         }
         self.routes()
             .flat_map(|route| {
                 let pool = self.pool(&route.target).ok().and_then(|pool| pool.degraded());
-                let own = route.degraded.iter().map(String::as_str);
-                own.chain(pool).map(|why| Degraded { route: route.id.clone(), why: why.into() })
+                let own = route.degraded.iter().map(String::as_str).chain(pool).map(Arc::from);
+                let chosen = route.plugins.choices().filter_map(|choice| match self.chosen(choice) {
+                    Ok(pool) => pool.degraded().map(Arc::from),
+                    Err((_, why)) => Some(why.into()),
+                });
+                own.chain(chosen).map(|why| Degraded { route: route.id.clone(), why })
             })
             .collect()
     }

@@ -127,11 +127,30 @@ const ONE_PLACE: [Shape; 3] = [
     },
 ];
 
+/// What traffic-split may say; the last is none.
+fn split() -> impl Strategy<Value = Option<String>> {
+    let entry = prop_oneof![
+        Just("{}".to_owned()),
+        id().prop_map(|id| format!(r#"{{"upstream_id":"{id}"}}"#)),
+        upstream().prop_map(|text| format!(r#"{{"upstream":{text},"weight":2}}"#)),
+    ];
+    let rule = (proptest::collection::vec(entry, 1..4), any::<bool>()).prop_map(|(entries, conditional)| {
+        let conditions =
+            if conditional { r#""match":[{"vars":[["server_port","==","9100"]]}],"# } else { "" };
+        format!(r#"{{{conditions}"weighted_upstreams":[{}]}}"#, entries.join(","))
+    });
+    let rules = proptest::collection::vec(rule, 0..3);
+    prop_oneof![
+        2 => rules.prop_map(|rules| Some(format!(r#""traffic-split":{{"rules":[{}]}}"#, rules.join(",")))),
+        3 => Just(None),
+    ]
+}
+
 fn object(shape: Shape) -> impl Strategy<Value = (Key, String)> {
     let conditions = prop::sample::select(shape.conditions);
     let place = (1..=shape.routes).prop_map(|place| place.to_string());
-    let route =
-        (place, conditions, id(), upstream(), 0..6).prop_map(|(id, conditions, other, upstream, shape)| {
+    let route = (place, conditions, id(), upstream(), split(), 0..6).prop_map(
+        |(id, conditions, other, upstream, split, shape)| {
             let rest = match shape {
                 0 => format!(r#""upstream_id":"{other}""#),
                 1 => format!(r#""service_id":"{other}""#),
@@ -140,16 +159,22 @@ fn object(shape: Shape) -> impl Strategy<Value = (Key, String)> {
                 4 => format!(r#""plugins":{{"prometheus":{{}}}},"service_id":"{other}""#),
                 _ => r#""protocol":{"name":"redis","superior_id":"1"}"#.to_owned(),
             };
-            (Key::new(Kind::StreamRoute, id), format!("{{{conditions}{rest}}}"))
+            let plugins = split.filter(|_| shape != 4).map(|split| format!(r#""plugins":{{{split}}},"#));
+            let plugins = plugins.unwrap_or_default();
+            (Key::new(Kind::StreamRoute, id), format!("{{{conditions}{plugins}{rest}}}"))
+        },
+    );
+    let service =
+        (id(), id(), upstream(), split(), any::<bool>()).prop_map(|(id, other, upstream, split, inline)| {
+            let limit = r#""limit-conn":{"conn":1,"burst":0,"default_conn_delay":1,"key":"remote_addr"}"#;
+            let plugins = split.unwrap_or_else(|| limit.into());
+            let text = if inline {
+                format!(r#"{{"upstream":{upstream},"plugins":{{{plugins}}}}}"#)
+            } else {
+                format!(r#"{{"upstream_id":"{other}","plugins":{{{plugins}}}}}"#)
+            };
+            (Key::new(Kind::Service, id), text)
         });
-    let service = (id(), id(), upstream(), any::<bool>()).prop_map(|(id, other, upstream, inline)| {
-        let text = if inline {
-            format!(r#"{{"upstream":{upstream}}}"#)
-        } else {
-            format!(r#"{{"upstream_id":"{other}","plugins":{{"limit-conn":{{"conn":1,"burst":0,"default_conn_delay":1,"key":"remote_addr"}}}}}}"#)
-        };
-        (Key::new(Kind::Service, id), text)
-    });
     let upstream = (id(), upstream()).prop_map(|(id, text)| (Key::new(Kind::Upstream, id), text));
     prop_oneof![3 => route, 1 => service, 1 => upstream]
 }
@@ -187,7 +212,7 @@ fn event(step: Step, revision: i64) -> Event {
 
 fn rules() -> RulesConfig {
     RulesConfig {
-        stream_plugins: vec!["prometheus".into(), "limit-conn".into()],
+        stream_plugins: vec!["prometheus".into(), "limit-conn".into(), "traffic-split".into()],
         xrpc_protocols: vec!["redis".into()],
         ..RulesConfig::default()
     }

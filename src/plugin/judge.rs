@@ -67,7 +67,7 @@ pub fn judge(plugins: &Plugins, scene: &mut Scene<'_>) -> Verdict {
 fn passed(plugin: &str, scene: &Scene<'_>) -> String {
     match (plugin, &scene.kept.choice, &scene.inbound.mqtt_client_id) {
         ("traffic-split", Some(Choice::Upstream(id)), _) => format!("sends it to upstream {id}"),
-        ("traffic-split", Some(Choice::Inline(pool)), _) => format!("sends it to upstream {}", pool.id),
+        ("traffic-split", Some(Choice::Inline(_)), _) => "sends it to an upstream written in it".into(),
         ("traffic-split", None, _) => "leaves it to the route's own upstream".into(),
         ("mqtt-proxy", _, Some(id)) => format!("passes it; its client id is {id:?}"),
         _ => "passes it".into(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::limit_conn;
-use crate::balance::Pool;
+use super::traffic_split::Inline;
 use crate::live::bandwidth::Bandwidth;
 use crate::session::{Denied, Host, Inbound, Variable};
 
@@ -97,5 +97,5 @@ pub enum Choice {
     /// The upstream object of this id.
     Upstream(Arc<str>),
     /// One written inside the plugin.
-    Inline(Arc<Pool>),
+    Inline(Arc<Inline>),
 }

@@ -1,11 +1,13 @@
 //! The `plugins` of a route or service (`stream_check_schema`, `apisix/plugin.lua:1258`).
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use super::document::is_reference;
 use super::explain::{brief, distance, escaped};
-use super::rules::{Notes, Rejection, Rules};
-use super::{PluginConf, schema};
+use super::rules::{Notes, Rejection, Remark, Rules};
+use super::{PluginConf, Split, reference, schema, traffic_split};
 use crate::addr::IpMatcher;
 use crate::expr::Expr;
 
@@ -40,7 +42,7 @@ pub(super) fn one(
     }
     let enabled = rules.stream_plugins.iter().any(|plugin| **plugin == *name);
     let disabled = conf.pointer("/_meta/disable") == Some(&Value::Bool(true));
-    let mut broken = None;
+    let mut made = PluginConf { enabled, disabled, ..PluginConf::default() };
     match rules.schemas.plugin(&name) {
         _ if !enabled => unknown(rules, &name, &at, notes)?,
         None => {
@@ -48,6 +50,9 @@ pub(super) fn one(
         }
         Some(schema) => match check(schema, &name, &mut conf, &at, notes) {
             Ok(()) => {
+                if !disabled {
+                    use_it(rules, (schema, &name), &mut conf, &mut made, notes);
+                }
                 let unfilled =
                     (owner == Owner::Service && !rules.standalone && !disabled).then(|| conf.clone());
                 schema.fill(&mut conf);
@@ -65,12 +70,73 @@ pub(super) fn one(
                     "SG-001",
                     format!("{why} (APISIX does not check the plugins of a service; this one refuses every session)"),
                 );
-                broken = Some(why.to_string().into());
+                made.broken = Some(Remark { rule: Some("SG-001"), text: why.to_string() });
             }
             Err(why) => return Err(why),
         },
     }
-    Ok(PluginConf { name: name.into(), conf: conf.into(), disabled, enabled, broken })
+    Ok(PluginConf { name: name.into(), conf: conf.into(), ..made })
+}
+
+/// Makes a configuration that passed its check ready for use: what it refers to, what it holds, what of it
+/// has no effect.
+fn use_it(
+    rules: &Rules,
+    (schema, name): (&schema::Schema, &str),
+    conf: &mut Value,
+    made: &mut PluginConf,
+    notes: &mut Notes,
+) {
+    let at = format!("/plugins/{}", escaped(name));
+    if conf.pointer("/_meta/pre_function").is_some() {
+        notes.differs("SG-134", format!("{at}/_meta/pre_function is Lua and is never run"));
+    }
+    if conf.pointer("/_meta/priority").is_some() {
+        let text = "has no effect: plugins of a stream run in their fixed order (as in APISIX)";
+        notes.warn(format!("{at}/_meta/priority {text}"));
+    }
+    match ready(rules, (schema, name), conf, made, notes) {
+        Ok(split) => made.split = split,
+        Err(text) => {
+            let effect = "APISIX goes on with the reference itself, this plugin refuses every session";
+            notes.differs("SG-133", format!("{text}; {effect}"));
+            made.broken = Some(Remark { rule: Some("SG-133"), text });
+        }
+    }
+}
+
+/// Puts what references stand for in their place: it has to pass the check as if it were written there. Then
+/// reads what of it is an object of its own. Nothing that is said may show what references stand for.
+fn ready(
+    rules: &Rules,
+    (schema, name): (&schema::Schema, &str),
+    conf: &mut Value,
+    made: &mut PluginConf,
+    notes: &mut Notes,
+) -> Result<Option<Arc<Split>>, String> {
+    let at = format!("/plugins/{}", escaped(name));
+    let (mut replaced, mut secrets) = (conf.clone(), Vec::new());
+    reference::replace(&rules.environment, &mut replaced, &at, &mut secrets)?;
+    if !secrets.is_empty() {
+        made.secret = true;
+        check(schema, name, &mut replaced, &at, &mut Notes::default()).map_err(|_| {
+            format!(
+                "{at}: what its references to secrets stand for is not allowed there; look at the variables"
+            )
+        })?;
+        *conf = replaced;
+    }
+    if name != "traffic-split" {
+        return Ok(None);
+    }
+    let mut told = Notes::default();
+    let split = traffic_split::read(rules, conf, &at, &mut told);
+    let hidden = told.warnings.into_iter().map(|remark| {
+        let text = reference::without(&secrets, remark.text);
+        Remark { text, ..remark }
+    });
+    notes.warnings.extend(hidden);
+    split.map(|split| Some(Arc::new(split))).map_err(|why| reference::without(&secrets, why))
 }
 
 fn unknown(rules: &Rules, name: &str, at: &str, notes: &mut Notes) -> Result<(), Rejection> {

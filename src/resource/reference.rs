@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use super::document::is_reference;
+use super::explain::escaped;
 use crate::config::Variables;
 
 const ENV: usize = "$env://".len();
@@ -21,7 +22,7 @@ pub(super) fn resolve<'a>(variables: &Variables, text: &'a str) -> Result<Cow<'a
     }
     if text.starts_with("$secret://") {
         return Err(format!(
-            "is {text:?}, and secret managers are not asked by this version; write the PEM itself or an \
+            "is {text:?}, and secret managers are not asked by this version; write the text itself or an \
              $env:// reference"
         ));
     }
@@ -44,6 +45,49 @@ pub(super) fn resolve<'a>(variables: &Variables, text: &'a str) -> Result<Cow<'a
             "is {text:?}, and the environment variable {name} is no JSON object with a text {member:?}"
         )),
     }
+}
+
+/// Replaces the references in all texts below `value`; `secrets` gets what they stood for. The error is a
+/// sentence that begins with the path, after `at`, of the first one with nothing behind it.
+pub(super) fn replace(
+    variables: &Variables,
+    value: &mut Value,
+    at: &str,
+    secrets: &mut Vec<String>,
+) -> Result<(), String> {
+    match value {
+        Value::String(text) => {
+            if is_reference(text) {
+                *text = resolve(variables, text).map_err(|why| format!("{at} {why}"))?.into_owned();
+                secrets.push(text.clone());
+            }
+        }
+        Value::Array(list) => {
+            for (place, inner) in list.iter_mut().enumerate() {
+                replace(variables, inner, &format!("{at}/{place}"), secrets)?;
+            }
+        }
+        Value::Object(map) => {
+            for (name, inner) in map.iter_mut() {
+                replace(variables, inner, &format!("{at}/{}", escaped(name)), secrets)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The same text; another one where it shows what a reference stood for.
+pub(super) fn without(secrets: &[String], text: String) -> String {
+    let shows = |secret: &String| {
+        let quoted = format!("{secret:?}");
+        !secret.is_empty() && (text.contains(secret.as_str()) || text.contains(quoted.trim_matches('"')))
+    };
+    if secrets.iter().any(shows) {
+        return "something is wrong with what a reference to a secret stands for; look at the variables"
+            .into();
+    }
+    text
 }
 
 #[cfg(test)]

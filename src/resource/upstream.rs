@@ -120,7 +120,7 @@ fn seconds(limit: f64) -> Duration {
 
 /// A whole number that a schema bounds below by 0.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, as wanted here")]
-fn clamped(number: f64) -> u32 {
+pub(super) fn clamped(number: f64) -> u32 {
     number as u32
 }
 

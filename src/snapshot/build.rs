@@ -8,15 +8,19 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+mod splits;
+mod ssls;
+
+use self::splits::{SplitOf, Splits};
 use super::merge::{Merged, Origin, merge};
 use super::names::Names;
 use super::nodes::Means;
+use super::plugins::Kit;
 use super::{Route, Snapshot, Target, UpstreamSettings};
 use crate::balance::Pool;
-use crate::certs::{Crypto, Served};
+use crate::certs::Crypto;
 use crate::live::Live;
 use crate::matcher::{Order, Rule};
-use crate::plugin::{Armed, Plugins};
 use crate::resource::{Discovery, Key, Kind, Object, Scheme, Service, Ssl, StreamRoute, Upstream};
 use crate::store::{Changes, Entry, Store};
 
@@ -31,6 +35,8 @@ struct Placed {
     shared: Option<Key>,
     /// A subordinate xRPC route is known but matches nothing.
     matches: bool,
+    /// Whose traffic-split it has.
+    split: SplitOf,
 }
 
 /// Who is merged with a service.
@@ -40,12 +46,15 @@ struct Merging {
     /// its routes.
     service: Option<Arc<Service>>,
     routes: BTreeSet<Arc<str>>,
+    /// Its plugins, made once for all of them.
+    kit: Kit,
 }
 
 /// A pool that several routes share: that of an upstream object, or of one written in a service.
 #[derive(Debug, Default)]
 struct Shared {
-    routes: usize,
+    /// The routes that go there, and entries of traffic-split that lead there.
+    users: usize,
     made_of: Option<Arc<Upstream>>,
 }
 
@@ -61,6 +70,7 @@ pub struct Builder {
     placed: HashMap<Arc<str>, Placed>,
     services: HashMap<Arc<str>, Merging>,
     shared: HashMap<Key, Shared>,
+    splits: Splits,
     /// Upstreams and services whose users changed during this build.
     touched: HashSet<Key>,
     names: Names,
@@ -86,6 +96,7 @@ impl Builder {
             placed: HashMap::new(),
             services: HashMap::new(),
             shared: HashMap::new(),
+            splits: Splits::default(),
             touched: HashSet::new(),
             names: Names::default(),
             discovered: Names::default(),
@@ -121,6 +132,7 @@ impl Builder {
             let key = Key::new(Kind::StreamRoute, id.clone());
             self.place(&key, store, former.filter(|_| !stale.contains(&key)));
         }
+        self.refresh_splits(store, &stale);
         let mut touched = std::mem::take(&mut self.touched);
         touched.extend(changes.keys.iter().chain(&stale).filter(|key| is_shared(key)).cloned());
         for key in &touched {
@@ -177,37 +189,6 @@ impl Builder {
         self.names.take_changed()
     }
 
-    /// Puts a certificate object in its place, or takes it out; reports whether it is another one now.
-    fn place_ssl(&mut self, key: &Key, store: &Store) -> bool {
-        let now = store.entry(key).and_then(|entry| match &entry.object {
-            Object::Ssl(ssl) => Some((entry.order.clone(), ssl.clone())),
-            _ => None,
-        });
-        let before = self.ssls.remove(&key.id);
-        let changed = match (&before, &now) {
-            (Some((order, ssl)), Some((new_order, new))) => order != new_order || !Arc::ptr_eq(ssl, new),
-            (before, now) => before.is_some() || now.is_some(),
-        };
-        if changed {
-            if let Some((order, ssl)) = &before {
-                self.snapshot.certificates.remove(order, ssl);
-                self.snapshot.shown.remove(&key.id);
-            }
-            if let Some((_, ssl)) = now.as_ref().filter(|(_, ssl)| ssl.client_type) {
-                self.snapshot.shown.insert(key.id.clone(), ssl.clone());
-            }
-            if let Some((order, ssl)) = &now
-                && let Some(served) = Served::new(ssl, &self.crypto)
-            {
-                self.snapshot.certificates.insert(order.clone(), ssl.clone(), Arc::new(served));
-            }
-        }
-        if let Some(now) = now {
-            self.ssls.insert(key.id.clone(), now);
-        }
-        changed
-    }
-
     /// Routes to build anew. A refused object is among the changes, but what serves is as before.
     fn dirty(&self, store: &Store, changes: &Changes, stale: &HashSet<Key>) -> BTreeSet<Arc<str>> {
         let mut routes = BTreeSet::new();
@@ -251,6 +232,7 @@ impl Builder {
             self.snapshot.matcher.remove(&placed.order, &rule(&placed.route));
             self.snapshot.routes.remove(id);
         }
+        self.leave_split(&placed, id);
         if let Some(service) = placed.service
             && let Some(users) = self.services.get_mut(&service)
         {
@@ -263,7 +245,7 @@ impl Builder {
         if let Some(key) = placed.shared
             && let Some(shared) = self.shared.get_mut(&key)
         {
-            shared.routes -= 1;
+            shared.users -= 1;
             self.touched.insert(key);
         }
         former
@@ -288,14 +270,17 @@ impl Builder {
             service: route.service_id.clone().filter(|_| route.upstream_id.is_none()),
             shared: shared.filter(|_| matches),
             matches,
+            split: if matches { SplitOf::of(&merged) } else { SplitOf::Nobody },
         };
+        self.enter_split(&placed, &key.id);
         if let Some(id) = &placed.service {
-            let merging = || Merging { service: service.cloned(), routes: BTreeSet::new() };
+            let kit = || service.map(|service| Kit::new(service, &self.live)).unwrap_or_default();
+            let merging = || Merging { service: service.cloned(), routes: BTreeSet::new(), kit: kit() };
             self.services.entry(id.clone()).or_insert_with(merging).routes.insert(key.id.clone());
             self.touched.insert(Key::new(Kind::Service, id.clone()));
         }
         if let Some(key) = &placed.shared {
-            self.shared.entry(key.clone()).or_default().routes += 1;
+            self.shared.entry(key.clone()).or_default().users += 1;
             self.touched.insert(key.clone());
         }
         if matches {
@@ -325,8 +310,8 @@ impl Builder {
 
     fn route(&self, (route, revision): (&StreamRoute, i64), merged: &Merged<'_>, target: Target) -> Route {
         let mut degraded = Vec::new();
-        let armed = merged.plugins.iter().filter_map(|one| Armed::new(one, &self.live, &mut degraded));
-        let plugins = Plugins::new(armed.map(Arc::new).collect());
+        let kit = merged.service.and_then(|service| self.services.get(&service.id)).map(|users| &users.kit);
+        let plugins = super::plugins::of(merged, kit, &self.live, &mut degraded);
         if let Some(protocol) = &route.protocol {
             degraded
                 .push(format!("protocol {}: forwarded as plain TCP, commands are not read", protocol.name));
@@ -349,7 +334,7 @@ impl Builder {
     /// Brings the pool of an upstream or a service in line with the store and with who uses it.
     /// `stale`: names of its nodes have other addresses.
     fn refresh(&mut self, key: &Key, store: &Store, stale: bool) {
-        if self.shared.get(key).is_some_and(|shared| shared.routes == 0) {
+        if self.shared.get(key).is_some_and(|shared| shared.users == 0) {
             self.shared.remove(key);
         }
         let shared = self.shared.get_mut(key);
@@ -436,7 +421,8 @@ impl Builder {
 /// The id of the pool of an object.
 fn pool_id(owner: &Key) -> Arc<str> {
     match owner.kind {
-        Kind::Upstream => owner.id.clone(),
+        // What is written in a plugin goes by the id of its pool (`build/splits.rs`).
+        Kind::Upstream | Kind::Plugins => owner.id.clone(),
         _ => owner.to_string().into(),
     }
 }

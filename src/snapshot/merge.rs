@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::plugin::Attached;
+use crate::plugin::traffic_split::TrafficSplit;
+use crate::plugin::{Attached, Stage};
 use crate::resource::{Key, Kind, Service, StreamRoute, Upstream};
 
 /// Where the merged route takes its upstream from.
@@ -44,7 +45,10 @@ pub(super) fn merge<'a>(route: &'a StreamRoute, service: Option<&'a Arc<Service>
         return Merged { service: None, origin, plugins: own() };
     };
     let Some(service) = service else {
-        return Merged { service: None, origin: Origin::MissingService(service_id), plugins: own() };
+        // What the service says about who may come is not known: nothing may lead around it.
+        let mut plugins: Vec<Attached<'_>> = own();
+        plugins.retain(|plugin| *plugin.conf.name != *TrafficSplit::NAME);
+        return Merged { service: None, origin: Origin::MissingService(service_id), plugins };
     };
     let origin = if let Some(upstream) = &route.upstream {
         Origin::Route(upstream)
@@ -67,13 +71,7 @@ mod tests {
     use crate::resource::PluginConf;
 
     fn plugin(name: &str, conf: i64) -> PluginConf {
-        PluginConf {
-            name: name.into(),
-            conf: Arc::new(conf.into()),
-            disabled: false,
-            enabled: true,
-            broken: None,
-        }
+        PluginConf { name: name.into(), conf: Arc::new(conf.into()), enabled: true, ..PluginConf::default() }
     }
 
     fn upstream() -> Arc<Upstream> {

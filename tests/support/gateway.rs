@@ -126,9 +126,8 @@ impl Gateway {
             let conf = PluginConf {
                 name: (*name).into(),
                 conf: Arc::new(conf.clone()),
-                disabled: false,
                 enabled: true,
-                broken: None,
+                ..PluginConf::default()
             };
             let attached = Attached { owner: owner.clone(), conf: &conf };
             Armed::new(&attached, &live, &mut Vec::new()).map(Arc::new)
