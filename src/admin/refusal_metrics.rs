@@ -49,7 +49,7 @@ mod tests {
     use super::*;
     use crate::live::Live;
     use crate::plugin::{Armed, Attached, Plugins};
-    use crate::resource::{Key, Kind as ObjectKind, PluginConf};
+    use crate::resource::{Key, Kind as ObjectKind, PluginConf, Remark};
     use crate::snapshot::Target;
 
     fn route(id: &str, plugins: &[&str]) -> Arc<Route> {
@@ -60,7 +60,9 @@ mod tests {
                 conf: json!({}).into(),
                 disabled: false,
                 enabled: true,
-                broken: Some("of a test".into()),
+                broken: Some(Remark { rule: None, text: "of a test".into() }),
+                secret: false,
+                split: None,
             };
             let attached = Attached { owner: key.clone(), conf: &conf };
             Armed::new(&attached, &Live::default(), &mut Vec::new()).map(Arc::new)
