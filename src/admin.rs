@@ -174,6 +174,8 @@ impl Admin {
         metrics.udp_dropped.absolute(node.udp_dropped.count() + node.udp_undeliverable.count());
         metrics.udp_errors.absolute(node.udp_refused.count());
         metrics.outcomes_dropped.absolute(node.outcomes_dropped.count());
+        metrics.access_lines_dropped.absolute(node.access_lines_dropped.count());
+        metrics.session_lines_dropped.absolute(node.session_lines_dropped.count());
         metrics.etcd_reconnects.absolute(self.state.status.reconnects());
     }
 

@@ -7,6 +7,7 @@
 
 pub mod ewma;
 pub mod listen_stats;
+pub mod logs;
 pub mod node_state;
 pub mod registries;
 pub mod series;

@@ -142,7 +142,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::session::{Denied, End, Inbound, Traffic};
+    use crate::session::{Course, Denied, End, Inbound, Traffic};
 
     fn outcome(end: End) -> Outcome {
         Outcome {
@@ -164,6 +164,7 @@ mod tests {
             attempts: 0,
             connect: None,
             duration: Duration::ZERO,
+            course: Course::default(),
         }
     }
 

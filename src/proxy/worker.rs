@@ -15,6 +15,7 @@ use crate::balance::Pool;
 use crate::certs::Served;
 use crate::plugin::Choice;
 use crate::proxy::Shared;
+use crate::proxy::output::Output;
 use crate::proxy::pipes::Pipes;
 use crate::proxy::rate::Rate;
 use crate::proxy::record::Record;
@@ -36,6 +37,8 @@ pub(super) struct Worker {
     pub(super) alive: Rc<Alive>,
     pub(super) udp: Associations,
     pub(super) pipes: Pipes,
+    /// What it writes of its sessions.
+    pub(super) output: Output,
     /// Which of the workers it is, and how to reach all of them.
     pub(super) place: Place,
     snapshot: RefCell<SnapshotCache>,
@@ -71,6 +74,7 @@ impl Worker {
             alive: Rc::default(),
             udp: Associations::new(associations),
             pipes: Pipes::new(shared.pipes.clone()),
+            output: Output::new(&shared.logs, place.number, place.commands.len()),
             place,
             refused: RefCell::new(Rate::new(REFUSED_DATAGRAMS_LOGGED, Duration::from_secs(1))),
             complaints: RefCell::new(Rate::new(1, Duration::from_secs(5))),
@@ -146,6 +150,8 @@ impl Worker {
             second.tick().await;
             self.pipes.sweep();
             self.udp.sweep();
+            self.output.flush();
+            self.output.tell_of_lasting(&self.shared);
             // An idle worker would keep the snapshot of its last session.
             self.snapshot.borrow_mut().0.load();
         }
