@@ -37,7 +37,7 @@ pub struct Logs {
 pub(super) struct Output {
     lines: RefCell<Lines>,
     lasting: RefCell<BTreeMap<(Instant, u64), Rc<Lasting>>>,
-    /// The number of the last session, in steps of as many as there are workers.
+    /// The number of the last session that was told of, in steps of as many as there are workers.
     serial: Cell<u64>,
     step: u64,
 }
@@ -196,6 +196,11 @@ impl Lines {
 }
 
 impl Lasting {
+    /// The number of its session.
+    pub(super) fn serial(&self) -> u64 {
+        self.ended.outcome.course.serial
+    }
+
     fn told(&self, now: Instant) -> Ended {
         let mut ended = self.ended.clone();
         ended.outcome.traffic = self.traffic.get();

@@ -22,7 +22,7 @@ use crate::live::listen_stats::ListenGuard;
 use crate::plugin::Kept;
 use crate::proxy::blame::blame;
 use crate::proxy::output::Lasting;
-use crate::proxy::worker::{Living, Refusal, Worker};
+use crate::proxy::worker::{Refusal, Worker};
 use crate::proxy::workers::Door;
 use crate::session::{
     Attempt, ConnectFailure, Course, Denied, End, Inbound, Measured, Outcome, Path, Traffic,
@@ -46,17 +46,21 @@ struct InUse {
     leash: Option<Arc<Leash>>,
 }
 
-/// Nanoseconds of a session: an `Option<Duration>` would take twice the room.
+/// Times of a session. Sessions are many and most of them idle, so each takes four bytes.
 #[derive(Clone, Copy, Debug)]
 struct Laps {
-    /// From the accept to the last attempt.
-    attempted: u64,
-    /// From there until it was reached, and until its first byte; [`NEVER`] before.
-    connected: u64,
-    first_byte: u64,
+    /// From the accept to the last attempt, in [`TICK`]s.
+    attempted: u32,
+    /// From there until it was reached, in microseconds; [`NEVER`] before.
+    connected: u32,
+    /// From there to the node's first byte, in [`TICK`]s; [`NEVER`] before.
+    first_byte: u32,
 }
 
-const NEVER: u64 = u64::MAX;
+/// Twelve hours fit.
+const TICK: Duration = Duration::from_micros(10);
+const MICRO: Duration = Duration::from_micros(1);
+const NEVER: u32 = u32::MAX;
 
 impl Default for Laps {
     fn default() -> Self {
@@ -64,12 +68,13 @@ impl Default for Laps {
     }
 }
 
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(NEVER - 1)
+/// A time in units, the longest there is where it does not fit.
+fn lap(time: Duration, unit: Duration) -> u32 {
+    u32::try_from(time.as_micros() / unit.as_micros()).unwrap_or(NEVER).min(NEVER - 1)
 }
 
-fn lap(nanos: u64) -> Option<Duration> {
-    (nanos != NEVER).then(|| Duration::from_nanos(nanos))
+fn time(lap: u32, unit: Duration) -> Option<Duration> {
+    (lap != NEVER).then(|| unit * lap)
 }
 
 /// What few sessions have: attempts that failed, connections that were asked for what the kernel knows, a
@@ -102,8 +107,6 @@ pub(super) struct Record {
     tried: Option<Arc<str>>,
     traffic: Traffic,
     laps: Laps,
-    /// [`Course::serial`].
-    serial: u64,
     /// What few sessions have.
     more: Option<Box<More>>,
     /// Whether the session log tells of it, once that is decided.
@@ -113,12 +116,13 @@ pub(super) struct Record {
     /// Its TLS is left alone.
     passed_through: bool,
     ended: bool,
-    _alive: Living,
 }
 
 impl Record {
     /// A session that begins now.
     pub(super) fn new(worker: &Rc<Worker>, inbound: Inbound, door: &Door) -> Self {
+        // Not by a guard, which would hold another pointer to what the worker has; `drop` counts it out.
+        worker.alive.count_in();
         Self {
             inbound,
             listen: door.settings.load_full(),
@@ -134,13 +138,11 @@ impl Record {
             tried: None,
             traffic: Traffic::default(),
             laps: Laps::default(),
-            serial: worker.output.next_serial(),
             more: None,
             told: None,
             bounded: false,
             passed_through: false,
             ended: false,
-            _alive: worker.alive.enter(),
         }
     }
 
@@ -195,7 +197,7 @@ impl Record {
         let Picked { node, assigned } = picked;
         self.node = Some(InUse { stats: assigned, health: node.health, leash: node.leash });
         self.tried = Some(node.label);
-        self.laps = Laps { attempted: nanos(self.started.elapsed()), ..Laps::default() };
+        self.laps = Laps { attempted: lap(self.started.elapsed(), TICK), ..Laps::default() };
     }
 
     /// Label of the node last tried; empty where none was.
@@ -249,13 +251,13 @@ impl Record {
 
     /// Notes that the node was reached, after so long.
     pub(super) fn connected(&mut self, took: Duration) {
-        self.laps.connected = nanos(took);
+        self.laps.connected = lap(took, MICRO);
     }
 
     /// Counts a connect time on route and node. Not for UDP, where nothing is waited for.
     #[inline]
     pub(super) fn count_connect(&self, pool: &Pool) {
-        let Some(took) = lap(self.laps.connected) else { return };
+        let Some(took) = time(self.laps.connected, MICRO) else { return };
         if let Some((route, _)) = &self.route {
             route.stats.connect.record(took);
         }
@@ -273,7 +275,7 @@ impl Record {
         self.traffic.received += moved.received;
         self.traffic.sent += moved.sent;
         if moved.sent > 0 && self.laps.first_byte == NEVER {
-            self.laps.first_byte = nanos(self.started.elapsed()).saturating_sub(self.laps.attempted);
+            self.laps.first_byte = lap(self.started.elapsed(), TICK).saturating_sub(self.laps.attempted);
         }
         if let Some(lasting) = self.more.as_ref().and_then(|more| more.lasting.as_ref()) {
             lasting.traffic.set(self.traffic);
@@ -319,9 +321,10 @@ impl Record {
         if let Some(node) = &self.node {
             node.stats.ended(end);
         }
-        if let Some(lasting) = self.more.as_mut().and_then(|more| more.lasting.take()) {
+        let serial = self.more.as_mut().and_then(|more| more.lasting.take()).map(|lasting| {
             self.worker.output.forget(&lasting);
-        }
+            lasting.serial()
+        });
         let log = self.is_told(end) || self.worker.shared.every_outcome;
         let written = self.worker.output.is_on();
         let reported = self.route.as_ref().is_some_and(|(route, _)| !route.plugins.is_silent());
@@ -329,7 +332,8 @@ impl Record {
         if !log && !written && !reported {
             return;
         }
-        let outcome = self.outcome(end, detail, duration);
+        let serial = serial.unwrap_or_else(|| self.worker.output.next_serial());
+        let outcome = self.outcome((end, detail), duration, serial);
         self.worker.shared.totals.record(&outcome);
         let log = log && (!self.bounded || self.worker.may_log_refused());
         let route = self.route.as_ref().map(|(route, _)| route.clone());
@@ -361,15 +365,19 @@ impl Record {
         if !self.worker.output.watches() {
             return;
         }
-        if let Some(lasting) = self.more.as_mut().and_then(|more| more.lasting.take()) {
-            self.worker.output.forget(&lasting);
-        }
+        let serial = match self.more.as_mut().and_then(|more| more.lasting.take()) {
+            None => self.worker.output.next_serial(),
+            Some(lasting) => {
+                self.worker.output.forget(&lasting);
+                lasting.serial()
+            }
+        };
         // What it would be told as if it ended now, but nothing is taken from it.
         let outcome = Outcome {
             upstream: self.upstream.clone(),
             node: self.tried.clone(),
             traffic: self.traffic,
-            course: Course { failed: self.failed().into(), ..self.course() },
+            course: Course { failed: self.failed().into(), ..self.course(serial) },
             ..self.account(End::Drained, None, Duration::ZERO)
         };
         let route = self.route.as_ref().map(|(route, _)| route.clone());
@@ -381,8 +389,8 @@ impl Record {
         self.more.as_ref().map(|more| &*more.failed).unwrap_or_default()
     }
 
-    fn outcome(&mut self, end: End, detail: Option<String>, duration: Duration) -> Outcome {
-        let mut course = self.course();
+    fn outcome(&mut self, end: (End, Option<String>), duration: Duration, serial: u64) -> Outcome {
+        let ((end, detail), mut course) = (end, self.course(serial));
         if let Some(more) = &mut self.more {
             course.failed = mem::take(&mut more.failed).into();
             course.measured = more.measured.take();
@@ -397,13 +405,13 @@ impl Record {
     }
 
     /// How it went so far, but for what is boxed.
-    fn course(&self) -> Course {
+    fn course(&self, serial: u64) -> Course {
         Course {
-            serial: self.serial,
+            serial,
             ended: SystemTime::now(),
             failed: Box::default(),
-            attempted: Duration::from_nanos(self.laps.attempted),
-            first_byte: lap(self.laps.first_byte),
+            attempted: TICK * self.laps.attempted,
+            first_byte: time(self.laps.first_byte, TICK),
             measured: None,
         }
     }
@@ -423,7 +431,7 @@ impl Record {
             detail: detail.map(String::into_boxed_str),
             traffic: Traffic::default(),
             attempts: self.attempts,
-            connect: lap(self.laps.connected),
+            connect: time(self.laps.connected, MICRO),
             duration,
             course: Course::default(),
         }
@@ -441,5 +449,6 @@ impl Drop for Record {
         if !self.ended {
             self.close(End::Drained, None);
         }
+        self.worker.alive.count_out();
     }
 }

@@ -210,8 +210,22 @@ pub(super) struct Living(Rc<Alive>);
 impl Alive {
     /// Counts one in; the guard counts it out.
     pub(super) fn enter(self: &Rc<Self>) -> Living {
-        self.count.set(self.count.get() + 1);
+        self.count_in();
         Living(self.clone())
+    }
+
+    /// Counts one in that will count itself out.
+    pub(super) fn count_in(&self) {
+        self.count.set(self.count.get() + 1);
+    }
+
+    /// Counts one out.
+    pub(super) fn count_out(&self) {
+        let left = self.count.get() - 1;
+        self.count.set(left);
+        if left == 0 {
+            self.none.notify_one();
+        }
     }
 
     /// Waits until none is left.
@@ -224,10 +238,6 @@ impl Alive {
 
 impl Drop for Living {
     fn drop(&mut self) {
-        let left = self.0.count.get() - 1;
-        self.0.count.set(left);
-        if left == 0 {
-            self.0.none.notify_one();
-        }
+        self.0.count_out();
     }
 }
