@@ -13,7 +13,6 @@ use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +47,7 @@ const EVENTS: usize = 1024;
 const FEW_SESSIONS: usize = 1000;
 /// Outcomes that wait for the log; what comes on top is counted and lost.
 const OUTCOMES: usize = 4096;
-/// How long the end of the process waits for the log to take the last outcomes.
+/// How long USR1 waits for the workers to hand on the lines they have.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// What the command line adds to config.yaml.
@@ -69,10 +68,8 @@ pub struct Gateway {
     listens: Listens,
     workers: Workers,
     drain: Drain,
-    /// Writes what became of sessions; ends when the workers have.
-    log: JoinHandle<()>,
     /// Where lines about sessions go.
-    files: LogFiles,
+    log: LogFiles,
     first_state: oneshot::Receiver<()>,
     /// Peers whose PROXY header the workers believe.
     real_ip_from: Arc<ArcSwap<Vec<IpMatcher>>>,
@@ -102,9 +99,6 @@ impl Gateway {
         let background = CancellationToken::new();
 
         let (shared, log) = shared(&config, &published, totals.clone(), &metrics)?;
-        let mut files = LogFiles::new(shared.logs.settings.clone(), shared.node.clone());
-        let opened = files.prepare(&config)?;
-        files.follow(&config, opened);
         let drain = Drain::new();
         let crew = Crew { count: config.workers, pinned: config.cpu_affinity };
         let workers = Workers::start(crew, &shared, &drain.watch()).context("cannot start workers")?;
@@ -146,7 +140,6 @@ impl Gateway {
             workers,
             drain,
             log,
-            files,
             first_state,
             real_ip_from: shared.real_ip_from,
             facing,
@@ -198,7 +191,7 @@ impl Gateway {
         if !refusals.is_empty() {
             bail!("{}", refusals.join("\n"));
         }
-        let opened = self.files.prepare(&config)?;
+        let opened = self.log.prepare(&config)?;
         // Before the first state there is nothing to open yet.
         if self.state.ready() {
             let report = self.listens.reconcile(&config.listens).await.map_err(|errors| told(&errors))?;
@@ -216,7 +209,7 @@ impl Gateway {
             }
         }
         self.real_ip_from.store(Arc::new(config.real_ip_from.clone()));
-        self.files.follow(&config, opened);
+        self.log.follow(&config, opened);
         self.config = config;
         self.face();
         Ok(())
@@ -227,7 +220,7 @@ impl Gateway {
     pub async fn reopen_logs(&self) {
         // A worker answers within a turn of its loop.
         let _ = tokio::time::timeout(LAST_LINES, self.workers.flush_lines()).await;
-        if self.files.reopen().await {
+        if self.log.reopen().await {
             tracing::info!(
                 "USR1: opened the files of the access log and the session log anew, where there are any"
             );
@@ -262,9 +255,7 @@ impl Gateway {
         }
         // Threads that have said goodbye end at once.
         let _ = tokio::task::spawn_blocking(move || self.workers.join()).await;
-        // It has their last outcomes and nothing more to wait for; a log that blocks is not waited for.
-        let _ = tokio::time::timeout(LAST_LINES, self.log).await;
-        if !self.files.flush().await {
+        if !self.log.finish().await {
             tracing::error!("the last lines about sessions could not be written in time");
         }
         self.background.cancel();
@@ -349,7 +340,7 @@ fn shared(
     published: &Published,
     totals: Arc<Totals>,
     metrics: &Metrics,
-) -> anyhow::Result<(Shared, JoinHandle<()>)> {
+) -> anyhow::Result<(Shared, LogFiles)> {
     let descriptors = limits::raise_descriptors().context("cannot raise the limit on descriptors")?;
     let pipes = limits::for_pipes(descriptors, PIPE_SIZE);
     let free = limits::for_sessions(descriptors, listening(config) * config.workers + 2 * pipes);
@@ -397,6 +388,7 @@ fn shared(
         real_ip_from: Arc::new(ArcSwap::from_pointee(config.real_ip_from.clone())),
         logs,
     };
+    let log = LogFiles::start(&shared, config, log)?;
     Ok((shared, log))
 }
 

@@ -95,7 +95,7 @@ fn refused_sessions_attempts_and_datagrams_are_told_of() {
     let format = "$status $protocol $route_id $upstream_addr $upstream_connect_time $end $bytes_sent";
     let mut gateway = setup(format).start();
     assert_eq!(ask(gateway.tcp(1)).unwrap(), "A");
-    connect(gateway.tcp(2)).unwrap().read(&mut [0]).unwrap();
+    assert_eq!(connect(gateway.tcp(2)).unwrap().read(&mut [0]).unwrap(), 0);
     assert_eq!(ask_udp(gateway.udp(0)).unwrap(), "A");
     lines(&mut gateway, "lines", 2);
     gateway.signal(Signal::INT);

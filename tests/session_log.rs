@@ -75,7 +75,7 @@ fn a_line_of_a_file_says_everything() {
     assert!(line["first_byte_ms"].as_f64() <= line["duration_ms"].as_f64(), "{line}");
     assert!(line["time"].as_str().unwrap().ends_with('Z') && line.get("sni").is_none(), "{line}");
 
-    connect(gateway.tcp(1)).unwrap().read(&mut [0]).unwrap();
+    assert_eq!(connect(gateway.tcp(1)).unwrap().read(&mut [0]).unwrap(), 0);
     let line = wait(&mut gateway, 2).remove(1);
     assert_eq!((&line["end"], &line["side"]), (&json!("connect_failed"), &json!("upstream")), "{line}");
     let failed = line["failed"].as_str().unwrap();
@@ -90,7 +90,7 @@ fn a_line_of_a_file_says_everything() {
 fn the_log_of_the_process_is_the_default_and_tells_of_what_is_abnormal() {
     let mut gateway = Setup { ours: String::new(), ..setup("{}") }.start();
     assert_eq!(ask(gateway.tcp(0)).unwrap(), "A");
-    connect(gateway.tcp(1)).unwrap().read(&mut [0]).unwrap();
+    assert_eq!(connect(gateway.tcp(1)).unwrap().read(&mut [0]).unwrap(), 0);
     let line = gateway.says_end("connect_failed");
     assert_eq!(line["route"], "dead", "{line}");
     assert!(
@@ -103,7 +103,7 @@ fn the_log_of_the_process_is_the_default_and_tells_of_what_is_abnormal() {
 #[test]
 fn hup_changes_which_sessions_are_told_of() {
     let mut gateway = setup("{sessions: none, path: sessions}").start();
-    connect(gateway.tcp(1)).unwrap().read(&mut [0]).unwrap();
+    assert_eq!(connect(gateway.tcp(1)).unwrap().read(&mut [0]).unwrap(), 0);
     gateway.eventually("the end", |gateway| gateway.ended_so("dead", "connect_failed") >= 1.0);
     gateway.setup.ours = "  session_log: {sessions: all, sample: 0.5}\n".into();
     gateway.rewrite();
@@ -112,7 +112,7 @@ fn hup_changes_which_sessions_are_told_of() {
     for _ in 0..20 {
         assert_eq!(ask(gateway.tcp(0)).unwrap(), "A");
     }
-    connect(gateway.tcp(1)).unwrap().read(&mut [0]).unwrap();
+    assert_eq!(connect(gateway.tcp(1)).unwrap().read(&mut [0]).unwrap(), 0);
     gateway.says_end("connect_failed");
     let told = gateway.log().into_iter().filter(|line| line["end"] == "client_closed").count();
     // Each of two workers may have a half left over.

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use tokio::task::JoinHandle;
 
 use crate::config::Config;
 use crate::live::logs::{Access, Sessions, Settings};
 use crate::live::{Counter, NodeCounters};
 use crate::log::Writer;
+use crate::proxy::Shared;
 use crate::session::line::Format;
 
 /// How long a file is waited for when the process ends or the files are opened anew.
@@ -22,6 +24,8 @@ pub(super) struct LogFiles {
     settings: Arc<ArcSwap<Settings>>,
     node: Arc<NodeCounters>,
     open: Opened,
+    /// Writes what became of sessions; ends when the workers have.
+    task: JoinHandle<()>,
 }
 
 /// Those of one config.yaml.
@@ -32,9 +36,13 @@ pub(super) struct Opened {
 }
 
 impl LogFiles {
-    /// None yet.
-    pub(super) fn new(settings: Arc<ArcSwap<Settings>>, node: Arc<NodeCounters>) -> Self {
-        Self { settings, node, open: Opened::default() }
+    /// Opens what a configuration asks for. `task` writes the session log.
+    pub(super) fn start(shared: &Shared, config: &Config, task: JoinHandle<()>) -> anyhow::Result<Self> {
+        let (settings, node) = (shared.logs.settings.clone(), shared.node.clone());
+        let mut files = Self { settings, node, open: Opened::default(), task };
+        let opened = files.prepare(config)?;
+        files.follow(config, opened);
+        Ok(files)
     }
 
     /// Opens what a configuration asks for; files that are open already stay so. Nothing is followed yet.
@@ -78,17 +86,21 @@ impl LogFiles {
         self.each(|writer| writer.reopen(LIMIT)).await
     }
 
-    /// Waits until all lines are written, but not for a file that blocks.
-    pub(super) async fn flush(&self) -> bool {
-        self.each(|writer| writer.flush(LIMIT)).await
+    /// Waits until all lines are written, but not for a log or a file that blocks: false.
+    pub(super) async fn finish(mut self) -> bool {
+        // It has the last outcomes and nothing more to wait for.
+        let logged = tokio::time::timeout(LIMIT, &mut self.task).await;
+        self.each(|writer| writer.flush(LIMIT)).await && logged.is_ok()
     }
 
     /// Does something that may wait with each file, away from the threads that serve others.
     async fn each(&self, act: fn(&Writer) -> bool) -> bool {
         let Opened { access, sessions } = self.open.clone();
         let writers = access.into_iter().chain(sessions);
-        let all =
-            tokio::task::spawn_blocking(move || writers.fold(true, |done, writer| act(&writer) && done));
+        let all = tokio::task::spawn_blocking(move || {
+            let done: Vec<bool> = writers.map(|writer| act(&writer)).collect();
+            done.iter().all(|done| *done)
+        });
         all.await.unwrap_or(false)
     }
 }

@@ -116,6 +116,7 @@ impl Outlet {
     }
 
     /// Tells the writer something else; false where it has too much to do to be told now.
+    #[must_use]
     pub fn tell(&self, message: Message) -> bool {
         // Where the writer has gone, nothing is left to wait for.
         !matches!(self.to.try_send(message), Err(TrySendError::Full(_)))

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel, sync_channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::live::Counter;
 use crate::live::logs::{Block, Message, Outlet};
@@ -14,7 +16,7 @@ use crate::live::logs::{Block, Message, Outlet};
 /// Blocks that wait for the file: 4 MiB of a busy access log. More are dropped.
 const WAITING: usize = 256;
 /// How often it is said that a file cannot be written.
-const COMPLAINTS: Duration = Duration::from_secs(60);
+const COMPLAINTS: Duration = Duration::from_mins(1);
 
 /// A file that lines are appended to.
 #[derive(Clone, Debug)]
@@ -168,7 +170,8 @@ impl<W: Write> End<W> {
                 self.path.display()
             );
         }
-        u64::try_from(rest.iter().filter(|byte| **byte == b'\n').count()).unwrap_or(u64::MAX)
+        // Each line has its end, so what is behind the last one is empty.
+        rest.split(|byte| *byte == b'\n').skip(1).fold(0, |count, _| count + 1)
     }
 }
 
