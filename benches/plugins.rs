@@ -21,8 +21,15 @@ use streamgate::resource::{Key, Kind, PluginConf};
 use streamgate::session::{Host, Inbound, Transport};
 
 fn plugins(live: &Live, name: &str, conf: Value) -> Plugins {
-    let conf =
-        PluginConf { name: name.into(), conf: Arc::new(conf), disabled: false, enabled: true, broken: None };
+    let conf = PluginConf {
+        name: name.into(),
+        conf: Arc::new(conf),
+        disabled: false,
+        enabled: true,
+        broken: None,
+        secret: false,
+        split: None,
+    };
     let attached = Attached { owner: Key::new(Kind::StreamRoute, "1"), conf: &conf };
     Plugins::new(vec![Arc::new(Armed::new(&attached, live, &mut Vec::new()).unwrap())])
 }

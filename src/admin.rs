@@ -193,6 +193,8 @@ impl Admin {
         metrics.udp_errors.absolute(node.udp_refused.count());
         metrics.limit_keys_forgotten.absolute(node.limit_keys_forgotten.count());
         metrics.outcomes_dropped.absolute(node.outcomes_dropped.count());
+        metrics.access_lines_dropped.absolute(node.access_lines_dropped.count());
+        metrics.session_lines_dropped.absolute(node.session_lines_dropped.count());
         metrics.etcd_reconnects.absolute(self.state.status.reconnects());
     }
 

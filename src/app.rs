@@ -3,6 +3,8 @@
 //! Nothing here decides anything about traffic. Sockets are bound here or by [`Listens`]; listens
 //! open only after a first state was applied, and stay whatever becomes of the source.
 
+mod logs;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +13,10 @@ use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::logs::LogFiles;
 use crate::addr::IpMatcher;
 use crate::admin::explain::Facing;
 use crate::admin::{self, Admin, Budgets, Pages, Parts, apisix_metrics};
@@ -33,7 +35,7 @@ use crate::net::clock::unix_ms;
 use crate::net::this_host::this_host;
 use crate::net::{bind, limits};
 use crate::probe::{self, Trust};
-use crate::proxy::{Crew, ListenError, Listens, Opened, PIPE_SIZE, Shared, Workers};
+use crate::proxy::{Crew, ListenError, Listens, Logs, Opened, PIPE_SIZE, Shared, Workers};
 use crate::resolve;
 use crate::session::Transport;
 use crate::snapshot::{Builder, Published, UpstreamSettings};
@@ -46,7 +48,7 @@ const EVENTS: usize = 1024;
 const FEW_SESSIONS: usize = 1000;
 /// Outcomes that wait for the log; what comes on top is counted and lost.
 const OUTCOMES: usize = 4096;
-/// How long the end of the process waits for the log to take the last outcomes.
+/// How long USR1 waits for the workers to hand on the lines they have.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// What the command line adds to config.yaml.
@@ -67,8 +69,8 @@ pub struct Gateway {
     listens: Listens,
     workers: Workers,
     drain: Drain,
-    /// Writes what became of sessions; ends when the workers have.
-    log: JoinHandle<()>,
+    /// Where lines about sessions go.
+    log: LogFiles,
     first_state: oneshot::Receiver<()>,
     /// Peers whose PROXY header the workers believe.
     real_ip_from: Arc<ArcSwap<Vec<IpMatcher>>>,
@@ -192,6 +194,7 @@ impl Gateway {
         if !refusals.is_empty() {
             bail!("{}", refusals.join("\n"));
         }
+        let opened = self.log.prepare(&config)?;
         // Before the first state there is nothing to open yet.
         if self.state.ready() {
             let report = self.listens.reconcile(&config.listens).await.map_err(|errors| told(&errors))?;
@@ -209,9 +212,24 @@ impl Gateway {
             }
         }
         self.real_ip_from.store(Arc::new(config.real_ip_from.clone()));
+        self.log.follow(&config, opened);
         self.config = config;
         self.face();
         Ok(())
+    }
+
+    /// Opens the files of sessions anew, for they may have been renamed: lines of sessions that ended before
+    /// go to the old ones.
+    pub async fn reopen_logs(&self) {
+        // A worker answers within a turn of its loop.
+        let _ = tokio::time::timeout(LAST_LINES, self.workers.flush_lines()).await;
+        if self.log.reopen().await {
+            tracing::info!(
+                "USR1: opened the files of the access log and the session log anew, where there are any"
+            );
+        } else {
+            tracing::error!("USR1: a file cannot be written in time; it stays open, send USR1 again");
+        }
     }
 
     /// Tells the control API which listens there are now.
@@ -240,8 +258,9 @@ impl Gateway {
         }
         // Threads that have said goodbye end at once.
         let _ = tokio::task::spawn_blocking(move || self.workers.join()).await;
-        // It has their last outcomes and nothing more to wait for; a log that blocks is not waited for.
-        let _ = tokio::time::timeout(LAST_LINES, self.log).await;
+        if !self.log.finish().await {
+            tracing::error!("the last lines about sessions could not be written in time");
+        }
         self.background.cancel();
     }
 }
@@ -326,7 +345,7 @@ fn shared(
     published: &Published,
     totals: Arc<Totals>,
     metrics: &Metrics,
-) -> anyhow::Result<(Shared, JoinHandle<()>)> {
+) -> anyhow::Result<(Shared, LogFiles)> {
     let descriptors = limits::raise_descriptors().context("cannot raise the limit on descriptors")?;
     let pipes = limits::for_pipes(descriptors, PIPE_SIZE);
     let free = limits::for_sessions(descriptors, listening(config) * config.workers + 2 * pipes);
@@ -349,15 +368,22 @@ fn shared(
     metrics.udp_associations_limit.set(crate::metrics::count(udp_associations));
     let (outcomes, received) = mpsc::channel(OUTCOMES);
     let (reports, _) = mpsc::channel(OUTCOMES);
-    let log = tokio::spawn(log::outcomes(received));
+    let (lasting, heard) = mpsc::channel(OUTCOMES);
+    let (host, logs) = (Arc::new(this_host()), Logs { lasting: Some(lasting), ..Logs::default() });
+    let log = tokio::spawn(log::outcomes(log::Heard {
+        ended: received,
+        lasting: heard,
+        settings: logs.settings.clone(),
+        host: host.clone(),
+    }));
     let shared = Shared {
         published: published.clone(),
         node: Arc::new(NodeCounters::default()),
         totals,
         outcomes,
         reports,
-        host: Arc::new(this_host()),
-        // Lines are written about abnormal endings alone.
+        host,
+        // The session log decides.
         every_outcome: false,
         sessions: Budget::new(sessions),
         descriptors: Budget::new(free),
@@ -365,7 +391,9 @@ fn shared(
         udp_associations,
         fallback_sni: config.ssl.fallback_sni.as_deref().map(Into::into),
         real_ip_from: Arc::new(ArcSwap::from_pointee(config.real_ip_from.clone())),
+        logs,
     };
+    let log = LogFiles::start(&shared, config, log)?;
     Ok((shared, log))
 }
 

@@ -12,6 +12,7 @@
 //! that do I/O.
 
 mod server;
+pub mod shown;
 pub mod towards;
 pub mod verify;
 

@@ -23,6 +23,7 @@ mod prometheus;
 mod read;
 mod registries;
 mod report;
+mod session_log;
 mod snippet;
 mod time;
 mod upstream_tls;
@@ -58,7 +59,9 @@ pub use self::upstream_tls::SniSource;
 pub use self::upstream_tls::TlsTowards;
 pub use self::upstream_tls::UpstreamTlsConfig;
 use crate::addr::IpMatcher;
+use crate::live::logs::Which;
 use crate::session::Transport;
+use crate::session::line::Escape;
 
 /// Everything a node needs to know before it reads its first object.
 #[derive(Clone, Debug)]
@@ -97,6 +100,8 @@ pub struct Config {
     pub log_level: Box<str>,
     /// `nginx_config.stream.access_log*`.
     pub access_log: AccessLog,
+    /// `streamgate.session_log`.
+    pub session_log: SessionLog,
     /// `apisix.disable_upstream_healthcheck`.
     pub disable_healthcheck: bool,
     /// Limits of the process.
@@ -345,8 +350,21 @@ pub struct AccessLog {
     pub path: PathBuf,
     /// The format with nginx variables.
     pub format: Box<str>,
-    /// `default`, `json`, `none`.
-    pub escape: Box<str>,
+    /// `access_log_format_escape`.
+    pub escape: Escape,
+}
+
+/// `streamgate.session_log`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SessionLog {
+    /// `sessions`: those that a line is written of when they end.
+    pub which: Which,
+    /// `path`: its file, made absolute; absent: the log of the process.
+    pub path: Option<PathBuf>,
+    /// `sample`: the share of normal endings, 0 to 1; absent: each.
+    pub sample: Option<f64>,
+    /// `long_sessions`: how often a session that still lives is told of; absent: never.
+    pub long: Option<Duration>,
 }
 
 /// Limits of the process.

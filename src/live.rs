@@ -9,6 +9,7 @@ pub mod bandwidth;
 pub mod ewma;
 pub mod limits;
 pub mod listen_stats;
+pub mod logs;
 pub mod node_state;
 pub mod registries;
 pub mod series;

@@ -134,7 +134,11 @@ metrics! {
     limit_keys_forgotten: Counter = ("streamgate_limit_keys_forgotten_total", Count,
         "Keys of limit-rate forgotten before their time, because there were too many"),
     outcomes_dropped: Counter = ("streamgate_log_outcomes_dropped_total", Count,
-        "Abnormal endings not logged: the log could not keep up, or they were datagrams in a flood"),
+        "Sessions not told of in the log: it could not keep up, or they were datagrams in a flood"),
+    access_lines_dropped: Counter = ("streamgate_access_log_lines_dropped_total", Count,
+        "Lines of the access log that were lost because its file was too slow or could not be written"),
+    session_lines_dropped: Counter = ("streamgate_session_log_lines_dropped_total", Count,
+        "Lines of the session log that were lost because its file was too slow or could not be written"),
     log_lines_dropped: Counter = ("streamgate_log_lines_dropped_total", Count,
         "Log lines dropped because their reader was too slow"),
 }

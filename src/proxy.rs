@@ -7,7 +7,7 @@
 //! - `worker`: what the sessions of a thread share; `accept`: connections in; `steer`: to whom; `tcp`: one connection;
 //!   `opening`: its first bytes; `terminate`: TLS with the client; `greet`: what a node hears first; `relay`: its bytes; `pipes`: what they are spliced through; `udp`: datagrams; `record`: what a
 //!   session is held to account by; `blame`: what a failed attempt says of its node
-//! - `stage`: the plugins of its route; `rate`: how often something may be logged
+//! - `output`: the lines that a worker writes; `stage`: the plugins of its route; `rate`: how often something may be logged
 //!
 //! [`Outcome`]: crate::session::Outcome
 
@@ -16,6 +16,7 @@ mod blame;
 mod greet;
 mod listens;
 mod opening;
+mod output;
 mod pipes;
 mod rate;
 mod record;
@@ -42,6 +43,7 @@ use crate::session::Host;
 use crate::snapshot::{Ended, Published};
 
 pub use self::listens::{ListenError, Listens, Opened, Report};
+pub use self::output::Logs;
 pub use self::pipes::SIZE as PIPE_SIZE;
 pub use self::workers::{Crew, Workers};
 
@@ -75,6 +77,8 @@ pub struct Shared {
     pub fallback_sni: Option<Arc<str>>,
     /// Peers whose PROXY header says who the client is; may change.
     pub real_ip_from: Arc<ArcSwap<Vec<IpMatcher>>>,
+    /// What is written of sessions.
+    pub logs: Logs,
 }
 
 impl Shared {

@@ -5,19 +5,28 @@
 
 mod brought;
 mod connect_failure;
+mod course;
 mod host;
+pub mod line;
+mod moment;
+mod names;
 mod tls_failure;
+mod value;
+mod view;
 
-use std::borrow::Cow;
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use brought::{Brought, TlsFacts};
+pub use brought::{Brought, ClientCertificate, TlsFacts};
 pub use connect_failure::ConnectFailure;
-pub use host::Host;
+pub use course::{Attempt, Course, Measured, Path};
+pub use host::{Host, Zone};
+pub use moment::{Moment, Style, date};
+pub use names::{Name, WITHOUT_VALUE};
 pub use tls_failure::TlsFailure;
+pub use value::{Attempts, Variable};
+pub use view::{RouteFacts, View};
 
 /// What carries the bytes.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -63,23 +72,6 @@ impl Inbound {
         Self { transport, client, server, sni: None, mqtt_client_id: None, brought: None }
     }
 
-    /// The value of a variable that formats, hash keys and filters may name, without its `$`.
-    /// `None` where the session has no such value.
-    #[must_use]
-    pub fn variable(&self, name: &str) -> Option<Variable<'_>> {
-        Some(match name {
-            "remote_addr" => Variable::Ip(self.client.ip()),
-            "remote_port" => Variable::Port(self.client.port()),
-            "server_addr" => Variable::Ip(self.server.ip()),
-            "server_port" => Variable::Port(self.server.port()),
-            "protocol" if self.transport == Transport::Tcp => Variable::Text("TCP"),
-            "protocol" => Variable::Text("UDP"),
-            "ssl_server_name" => Variable::Text(self.sni.as_deref()?),
-            "mqtt_client_id" => Variable::Text(self.mqtt_client_id.as_deref()?),
-            other => return self.brought.as_ref()?.variable(other),
-        })
-    }
-
     /// What its first bytes said, to be added to.
     pub fn brought(&mut self) -> &mut Brought {
         self.brought.get_or_insert_default()
@@ -89,38 +81,6 @@ impl Inbound {
     #[must_use]
     pub fn client_ip(&self) -> IpAddr {
         self.client.ip()
-    }
-}
-
-/// The value of a variable. Its text is made where it is written: a hash key needs no string.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Variable<'a> {
-    /// An address.
-    Ip(IpAddr),
-    /// A port.
-    Port(u16),
-    /// Anything else.
-    Text(&'a str),
-}
-
-impl<'a> Variable<'a> {
-    /// Its text.
-    #[must_use]
-    pub fn text(self) -> Cow<'a, str> {
-        match self {
-            Self::Text(text) => Cow::Borrowed(text),
-            other => Cow::Owned(other.to_string()),
-        }
-    }
-}
-
-impl fmt::Display for Variable<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ip(ip) => ip.fmt(f),
-            Self::Port(port) => port.fmt(f),
-            Self::Text(text) => f.write_str(text),
-        }
     }
 }
 
@@ -305,9 +265,33 @@ pub struct Outcome {
     pub connect: Option<Duration>,
     /// From accept to close.
     pub duration: Duration,
+    /// What only lines show.
+    pub course: Course,
 }
 
 impl Outcome {
+    /// That of a session that ended before anything was found out.
+    #[must_use]
+    pub fn of(inbound: Inbound, end: End) -> Self {
+        Self {
+            inbound,
+            listen: Arc::default(),
+            listen_addr: Arc::default(),
+            apisix_label: None,
+            route: None,
+            upstream: None,
+            node: None,
+            end,
+            denied: None,
+            detail: None,
+            traffic: Traffic::default(),
+            attempts: 0,
+            connect: None,
+            duration: Duration::ZERO,
+            course: Course::default(),
+        }
+    }
+
     /// The `code` label of `apisix_stream_status`. A plugin's own code is shown where it is one of
     /// nginx's five, else by its class (`apisix/plugins/prometheus/exporter.lua:265`).
     #[must_use]
@@ -335,17 +319,5 @@ mod tests {
             assert_eq!(end.index(), index, "{}", end.label());
             assert_eq!(End::ALL.iter().filter(|other| other.label() == end.label()).count(), 1);
         }
-    }
-
-    #[test]
-    fn variables_are_those_of_the_session() {
-        let inbound =
-            Inbound::new(Transport::Tcp, "10.0.0.1:5000".parse().unwrap(), "[::1]:9100".parse().unwrap());
-        let value = |name| inbound.variable(name).map(|value| value.to_string());
-        assert_eq!(value("remote_addr").as_deref(), Some("10.0.0.1"));
-        assert_eq!(value("server_addr").as_deref(), Some("::1"));
-        assert_eq!(value("server_port").as_deref(), Some("9100"));
-        assert_eq!(value("mqtt_client_id"), None);
-        assert_eq!(value("uri"), None);
     }
 }

@@ -18,7 +18,7 @@ use crate::plugin::prometheus::Prometheus;
 use crate::plugin::traffic_split::Inline;
 use crate::plugin::{Choice, Plugin, Plugins, RouteFacts};
 use crate::resource::{Key, Kind, Ssl, Upstream};
-use crate::session::{End, Inbound, Outcome, Variable};
+use crate::session::{End, Host, Inbound, Outcome, Variable, View};
 use crate::store::{HeldState, Rejected, Written};
 
 mod build;
@@ -99,6 +99,34 @@ pub struct Ended {
     pub outcome: Outcome,
     /// Its route, where one matched.
     pub route: Option<Arc<Route>>,
+}
+
+impl Ended {
+    /// The session at its end, as variables show it.
+    #[must_use]
+    pub fn view<'a>(&'a self, host: &'a Host) -> View<'a> {
+        let outcome = &self.outcome;
+        View {
+            inbound: &outcome.inbound,
+            route: self.route.as_ref().map(|route| route.facts()),
+            outcome: Some(outcome),
+            host,
+            time: outcome.course.ended,
+        }
+    }
+
+    /// The label of its route in APISIX's series, where that has them and its filter lets the session count.
+    #[must_use]
+    pub fn apisix_label(&self, host: &Host) -> Option<Arc<str>> {
+        let route = self.route.as_ref()?;
+        route.apisix_label_of(&|name| self.variable(name, host)).cloned()
+    }
+
+    /// The value of a variable, without its `$`; `None` where the session had none.
+    #[must_use]
+    pub fn variable<'a>(&'a self, name: &str, host: &'a Host) -> Option<Variable<'a>> {
+        self.view(host).variable(name)
+    }
 }
 
 /// A stream_route that is served, but not all of it.

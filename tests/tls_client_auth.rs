@@ -94,7 +94,12 @@ fn a_client_is_verified_in_the_handshake() {
 fn openssl_shows_its_certificate_and_learns_whose_is_wanted() {
     let (servers, clients) = (Authority::new("servers"), Authority::new("the clients of this test"));
     let pair = servers.issue(&["a.test"]);
-    let gateway = terminating(&[verifying("1", &["a.test"], &pair, &clients.pem)]).start();
+    let mut setup = terminating(&[verifying("1", &["a.test"], &pair, &clients.pem)]);
+    setup.more =
+        "nginx_config: {worker_processes: 2, stream: {enable_access_log: true, access_log: lines,\n  \
+                  access_log_format: '$ssl_protocol $ssl_client_verify $ssl_client_s_dn/$ssl_client_i_dn'}}\n"
+            .into();
+    let mut gateway = setup.start();
     let folder = tempfile::tempdir().unwrap();
     let [cert, key] = clients.issue(&["device"]).files(folder.path(), "device");
     for version in ["-tls1_2", "-tls1_3"] {
@@ -105,6 +110,12 @@ fn openssl_shows_its_certificate_and_learns_whose_is_wanted() {
         assert!(said.contains(wanted), "{said}");
         let said = s_client(gateway.tcp(0), &bare, "alert");
         assert!(said.contains("alert") && !said.contains("A?"), "{said}");
+    }
+    let lines = gateway.folder().join("lines");
+    for version in ["TLSv1.2", "TLSv1.3"] {
+        let line = format!("{version} SUCCESS CN=device/CN=the clients of this test\n");
+        gateway
+            .eventually("the line", |_| std::fs::read_to_string(&lines).unwrap_or_default().contains(&line));
     }
 }
 

@@ -30,6 +30,8 @@ fn plugins(live: &Live, name: &str, conf: &Value) -> Plugins {
         disabled: false,
         enabled: true,
         broken: None,
+        secret: false,
+        split: None,
     };
     let attached = Attached { owner: Key::new(Kind::StreamRoute, "1"), conf: &conf };
     let mut degraded = Vec::new();
@@ -42,8 +44,8 @@ fn plugins(live: &Live, name: &str, conf: &Value) -> Plugins {
 struct Variables<'a>(&'a Value);
 
 impl Given for Variables<'_> {
-    fn variable(&self, name: &str) -> Option<&str> {
-        self.0.get(name).and_then(Value::as_str)
+    fn variable(&self, name: &str) -> Option<Option<&str>> {
+        self.0.get(name).and_then(Value::as_str).map(Some)
     }
 }
 

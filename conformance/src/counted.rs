@@ -62,8 +62,8 @@ impl Stage {
     }
 
     /// Writes config.yaml and apisix.yaml: one worker, a listen and a route for each kind of work. The path of
-    /// config.yaml.
-    pub fn write_config(&self, folder: &Path) -> io::Result<PathBuf> {
+    /// config.yaml. `told`: with an access log, and the prometheus plugin on every route.
+    pub fn write_config(&self, folder: &Path, told: bool) -> io::Result<PathBuf> {
         let (config, metrics) = (folder.join("config.yaml"), free_port(0)?);
         let Self { echo, plain, certificate, .. } = self;
         let tcp = [
@@ -76,7 +76,11 @@ impl Stage {
             "apisix": {"proxy_mode": "stream", "enable_control": false, "stream_proxy": {"tcp": tcp, "udp": [echo]}},
             "deployment": {"role": "data_plane", "role_data_plane": {"config_provider": "yaml"}},
             "plugin_attr": {"prometheus": {"export_addr": {"ip": "127.0.0.1", "port": metrics}}},
-            "nginx_config": {"worker_processes": 1},
+            "nginx_config": {
+                "worker_processes": 1,
+                "stream": {"enable_access_log": told, "access_log": folder.join("access.log")},
+            },
+            "stream_plugins": ["prometheus"],
         });
         // JSON is YAML too.
         fs::write(&config, all.to_string())?;
@@ -84,7 +88,8 @@ impl Stage {
         let uses = [(echo, to_echo), (&self.tls, to_echo), (plain, to_drain), (&self.passthrough, to_drain)];
         let route = |(at, to): (&SocketAddr, SocketAddr)| {
             let nodes = json!({to.to_string(): 1});
-            json!({"id": at.port(), "server_port": at.port(), "upstream": {"nodes": nodes}})
+            let plugins = if told { json!({"prometheus": {}}) } else { json!({}) };
+            json!({"id": at.port(), "server_port": at.port(), "plugins": plugins, "upstream": {"nodes": nodes}})
         };
         let objects = json!({
             "stream_routes": uses.map(route),
@@ -220,10 +225,11 @@ mod tests {
     fn every_work_has_its_listen_and_its_route() {
         let folder = tempfile::tempdir().unwrap();
         let stage = Stage::new().unwrap();
-        let config = fs::read_to_string(stage.write_config(folder.path()).unwrap()).unwrap();
+        let config = fs::read_to_string(stage.write_config(folder.path(), true).unwrap()).unwrap();
         assert_eq!(config.matches("tls_passthrough").count(), 1, "{config}");
         assert!(config.contains(&stage.plain.to_string()), "{config}");
         let objects = fs::read_to_string(folder.path().join("apisix.yaml")).unwrap();
         assert_eq!(objects.matches("server_port").count(), 4, "{objects}");
+        assert_eq!(objects.matches("prometheus").count(), 4, "{objects}");
     }
 }

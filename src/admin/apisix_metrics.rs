@@ -195,7 +195,7 @@ mod tests {
     use crate::admin::control_api::tests::checked;
     use crate::config::ExtraLabels;
     use crate::live::source_status::SourceStatus;
-    use crate::session::{Denied, End, Inbound, Outcome, Traffic, Transport};
+    use crate::session::{Course, Denied, End, Inbound, Outcome, Traffic, Transport};
 
     fn outcome(listen_addr: &str, node: Option<&str>, end: End) -> Outcome {
         Outcome {
@@ -217,6 +217,7 @@ mod tests {
             attempts: 1,
             connect: None,
             duration: Duration::ZERO,
+            course: Course::default(),
         }
     }
 

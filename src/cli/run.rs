@@ -8,6 +8,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use streamgate::app::{Gateway, Options};
 use streamgate::config::{self, Config};
+use streamgate::live::logs::Which;
 use streamgate::log;
 use streamgate::metrics::Metrics;
 use tokio::runtime::{Builder, Runtime};
@@ -44,7 +45,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         log::Format::Human { colours: io::stderr().is_terminal() }
     };
     let metrics = Metrics::new(&streamgate::admin::kinds(), env!("CARGO_PKG_VERSION"));
-    let log = match log::init(format, &level(&config.log_level), metrics.log_lines_dropped.clone()) {
+    let log = match log::init(format, &level(&config), metrics.log_lines_dropped.clone()) {
         Ok(log) => log,
         Err(error) => {
             complain(error);
@@ -69,12 +70,18 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
 
 /// APISIX's default level is warn, which would hide that the gateway is ready, that HUP worked, and that a
 /// trouble with etcd, a resolver or a registry is over.
-fn level(configured: &str) -> String {
-    match configured {
+fn level(config: &Config) -> String {
+    let sessions = &config.session_log;
+    let told = sessions.which == Which::All || sessions.long.is_some();
+    match &*config.log_level {
         // The TLS library as in the log's own levels.
-        "warn" => "warn,rustls=error,streamgate::app=info,streamgate::control=info,streamgate::cli=info,\
+        "warn" => {
+            "warn,rustls=error,streamgate::app=info,streamgate::control=info,streamgate::cli=info,\
              streamgate::resolve=info,streamgate::discovery=info,streamgate::source=info"
-            .into(),
+            .to_owned()
+            // Who asks for every session wants to see the normal ones, too.
+            + if told { ",streamgate::session=info" } else { "" }
+        }
         other => other.into(),
     }
 }
@@ -177,9 +184,7 @@ async fn until_stopped(
             _ = signals.interrupt.recv() => return Ok(Stop::Now),
             _ = signals.terminate.recv() => return Ok(Stop::Within(TERM)),
             _ = signals.quit.recv() => return Ok(Stop::Within(gateway.shutdown_timeout())),
-            _ = signals.reopen.recv() => {
-                tracing::info!("USR1: the log goes to standard error, which nothing has to open again");
-            }
+            _ = signals.reopen.recv() => gateway.reopen_logs().await,
             _ = signals.upgrade.recv() => {
                 tracing::warn!("USR2: replacing the binary without a restart is not built; ignored");
             }
@@ -206,7 +211,7 @@ impl Process {
 
     async fn follow(&self, gateway: &mut Gateway) -> Result<(), String> {
         let config = config::load(self.file.as_deref()).map_err(|mistakes| mistakes.to_string())?;
-        let level = level(&config.log_level);
+        let level = level(&config);
         gateway.reload(config).await.map_err(|error| format!("{error:#}"))?;
         self.log.set_level(&level).map_err(|error| error.to_string())
     }

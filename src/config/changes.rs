@@ -9,7 +9,7 @@ impl Config {
     /// can apply `new` whole.
     ///
     /// Followed while running are `listens` (compare them by value), `shutdown_timeout`,
-    /// `real_ip_from` and `log_level`, so they are never named here.
+    /// `real_ip_from`, `log_level`, `access_log` and `session_log`, so they are never named here.
     #[must_use]
     pub fn changes_needing_restart(&self, new: &Self) -> Vec<String> {
         let mut told = Vec::new();
@@ -55,7 +55,6 @@ impl Config {
             ("discovery", self.registries == new.registries),
             ("streamgate.upstreams", self.extensions == new.extensions),
             ("apisix.ssl", self.ssl == new.ssl),
-            ("nginx_config.stream.access_log and its neighbours", self.access_log == new.access_log),
             ("apisix.disable_upstream_healthcheck", self.disable_healthcheck == new.disable_healthcheck),
             ("streamgate.max_sessions or streamgate.udp.max_associations", self.limits == new.limits),
         ];

@@ -13,6 +13,7 @@ use super::snippet;
 use super::snippet::Context;
 use super::time;
 use crate::addr::IpMatcher;
+use crate::session::line::{Escape, Format};
 
 /// Overrides the worker count (`apisix/cli/ops.lua:817-820`).
 const WORKERS_VARIABLE: &str = "APISIX_WORKER_PROCESSES";
@@ -116,22 +117,21 @@ pub(super) fn access_log(stream: &Node<'_>, files: &Files<'_>) -> AccessLog {
     let enabled = stream.at("enable_access_log").boolean().unwrap_or(false) && text != "off";
     if enabled && (text.starts_with("syslog:") || text.contains(['$', ' ', ';'])) {
         path.mistake(format!("is {text:?}; one file name is allowed, without variables, options or syslog"));
-    } else if enabled {
-        stream.at("enable_access_log").warn(
-            "the access log is not built yet; the log has a line for each session that did not end normally",
-        );
     }
-    let format = stream.at("access_log_format").string().unwrap_or_default();
-    AccessLog {
-        enabled,
-        path: files.prefix.join(text),
-        format: unescape(format.trim_end_matches(['\n', '\r'])).into(),
-        escape: stream
-            .at("access_log_format_escape")
-            .choice(&["default", "json", "none"])
-            .unwrap_or("default")
-            .into(),
+    let text_of = stream.at("access_log_format");
+    let format = unescape(text_of.string().unwrap_or_default().trim_end_matches(['\n', '\r']));
+    let escape = stream.at("access_log_format_escape").choice(&["default", "json", "none"]);
+    let escape = escape.and_then(Escape::parse).unwrap_or_default();
+    if enabled {
+        if let Err(error) = Format::new(&format, escape) {
+            text_of.mistake(error.to_string());
+        }
+        let idle = Format::idle_names(&format);
+        if !idle.is_empty() {
+            text_of.warn(format!("names what no session has a value of here: {}", idle.join(", ")));
+        }
     }
+    AccessLog { enabled, path: files.prefix.join(text), format: format.into(), escape }
 }
 
 /// Takes out the backslashes: the template puts the format between quotes (`ngx_tpl.lua:190-194`),

@@ -21,6 +21,7 @@ const KNOWN: &[&str] = &[
     "listens",
     "max_sessions",
     "metrics",
+    "session_log",
     "standalone_file",
     "udp",
     "upstream_tls",

@@ -28,6 +28,7 @@ use super::prometheus;
 use super::read::Node;
 use super::registries;
 use super::report::Report;
+use super::session_log;
 use super::upstream_tls;
 use super::yaml;
 use crate::session::Transport;
@@ -106,6 +107,7 @@ fn read(root: &Node<'_>, files: &Files<'_>) -> Config {
         real_ip_from: nginx::real_ip_from(&stream),
         log_level: nginx::log_level(&nginx),
         access_log: nginx::access_log(&stream, files),
+        session_log: session_log::read(&root.at("streamgate").at("session_log"), files),
         disable_healthcheck: apisix.at("disable_upstream_healthcheck").boolean().unwrap_or(false),
         limits: ours.limits,
         listens,

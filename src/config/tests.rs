@@ -207,13 +207,12 @@ fn nginx_config_is_honoured_where_it_can_be() {
             enabled: true,
             path: "/var/log/a.log".into(),
             format: "{\"a\": \"$remote_addr\"}".into(),
-            escape: "json".into(),
+            escape: Escape::Json,
         }
     );
     let warnings = [
         "nginx_config.user: has no effect; start streamgate as nobody",
         "nginx_config.stream.real_ip_from[1]: has no effect; no listen is a unix socket",
-        "nginx_config.stream.enable_access_log: the access log is not built yet",
     ];
     assert_eq!(config.warnings.len(), warnings.len(), "{:?}", config.warnings);
     for (warning, start) in config.warnings.iter().zip(warnings) {

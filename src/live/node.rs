@@ -90,6 +90,10 @@ pub struct NodeCounters {
     pub udp_refused: Counter,
     /// Outcomes that were not logged because the log could not keep up or their rate is bounded.
     pub outcomes_dropped: Counter,
+    /// Lines of the access log that were lost: its file was too slow, or could not be written.
+    pub access_lines_dropped: Arc<Counter>,
+    /// The same of a file of the session log.
+    pub session_lines_dropped: Arc<Counter>,
     /// Lines of plugins such as syslog that never reached their sender.
     pub reports_dropped: Counter,
     /// Keys of limit-rate that were forgotten before their buckets were full: there were too many.

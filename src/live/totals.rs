@@ -163,7 +163,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::session::{Denied, End, Inbound, Traffic};
+    use crate::session::{Course, Denied, End, Inbound, Traffic};
 
     fn outcome(end: End) -> Outcome {
         Outcome {
@@ -185,6 +185,7 @@ mod tests {
             attempts: 0,
             connect: None,
             duration: Duration::ZERO,
+            course: Course::default(),
         }
     }
 

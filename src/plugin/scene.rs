@@ -6,34 +6,8 @@ use std::time::{Instant, SystemTime};
 use super::limit_conn;
 use super::traffic_split::Inline;
 use crate::live::bandwidth::Bandwidth;
-use crate::session::{Denied, Host, Inbound, Variable};
-
-/// The matched stream_route.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RouteFacts<'a> {
-    /// `$route_id`.
-    pub id: &'a str,
-    /// `$route_name`.
-    pub name: Option<&'a str>,
-    /// `$service_id`.
-    pub service: Option<&'a str>,
-    /// `$service_name`.
-    pub service_name: Option<&'a str>,
-}
-
-impl<'a> RouteFacts<'a> {
-    /// The value of a variable about the route.
-    #[must_use]
-    pub fn variable(&self, name: &str) -> Option<Variable<'a>> {
-        match name {
-            "route_id" => Some(Variable::Text(self.id)),
-            "route_name" => self.name.map(Variable::Text),
-            "service_id" => self.service.map(Variable::Text),
-            "service_name" => self.service_name.map(Variable::Text),
-            _ => None,
-        }
-    }
-}
+pub use crate::session::RouteFacts;
+use crate::session::{Denied, Host, Inbound, Variable, View};
 
 /// One session, as plugins see it.
 #[derive(Debug)]
@@ -71,10 +45,8 @@ impl Scene<'_> {
         if let Some(value) = self.given.and_then(|given| given.variable(name)) {
             return value.map(Variable::Text);
         }
-        self.route
-            .variable(name)
-            .or_else(|| self.inbound.variable(name))
-            .or_else(|| self.host.variable(name, self.time))
+        let Self { inbound, route, host, time, .. } = self;
+        View { inbound, route: Some(*route), outcome: None, host, time: *time }.variable(name)
     }
 }
 

@@ -174,6 +174,7 @@ mod tests {
     use crate::config::Listen;
     use crate::live::listen_stats::ListenStats;
     use crate::live::{Budget, NodeCounters};
+    use crate::proxy::Logs;
     use crate::proxy::Shared;
     use crate::proxy::steer::Loads;
     use crate::proxy::worker::Place;
@@ -197,6 +198,7 @@ mod tests {
             udp_associations: 1,
             fallback_sni: None,
             real_ip_from: Arc::default(),
+            logs: Logs::default(),
         };
         Rc::new(Worker::new(shared, place, 1))
     }

@@ -4,10 +4,13 @@
 //! says drained. Sessions therefore need no stop signal of their own: the worker drops their tasks.
 
 use std::mem;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use streamgate_sys::tcp::info;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::balance::{Assigned, Picked, Pool};
@@ -18,9 +21,10 @@ use crate::live::ActiveGuard;
 use crate::live::listen_stats::ListenGuard;
 use crate::plugin::Kept;
 use crate::proxy::blame::blame;
-use crate::proxy::worker::{Living, Refusal, Worker};
+use crate::proxy::output::Lasting;
+use crate::proxy::worker::{Refusal, Worker};
 use crate::proxy::workers::Door;
-use crate::session::{ConnectFailure, End, Inbound, Outcome, Traffic};
+use crate::session::{Attempt, ConnectFailure, Course, End, Inbound, Measured, Outcome, Path, Traffic};
 use crate::snapshot::{Ended, Route};
 
 /// An attempt that failed.
@@ -38,6 +42,46 @@ struct InUse {
     stats: Assigned,
     health: Option<Arc<Cell>>,
     leash: Option<Arc<Leash>>,
+}
+
+/// Times of a session. Sessions are many and most of them idle, so each takes four bytes.
+#[derive(Clone, Copy, Debug)]
+struct Laps {
+    /// From the accept to the last attempt, in [`TICK`]s.
+    attempted: u32,
+    /// From there until it was reached, in microseconds; [`NEVER`] before.
+    connected: u32,
+    /// From there to the node's first byte, in [`TICK`]s; [`NEVER`] before.
+    first_byte: u32,
+}
+
+/// Twelve hours fit.
+const TICK: Duration = Duration::from_micros(10);
+const MICRO: Duration = Duration::from_micros(1);
+const NEVER: u32 = u32::MAX;
+
+impl Default for Laps {
+    fn default() -> Self {
+        Self { attempted: 0, connected: NEVER, first_byte: NEVER }
+    }
+}
+
+/// A time in units, the longest there is where it does not fit.
+fn lap(time: Duration, unit: Duration) -> u32 {
+    u32::try_from(time.as_micros() / unit.as_micros()).unwrap_or(NEVER).min(NEVER - 1)
+}
+
+fn time(lap: u32, unit: Duration) -> Option<Duration> {
+    (lap != NEVER).then(|| unit * lap)
+}
+
+/// What few sessions have: attempts that failed, connections that were asked for what the kernel knows, a
+/// line while it lives.
+#[derive(Debug, Default)]
+struct More {
+    failed: Vec<Attempt>,
+    measured: Option<Box<Measured>>,
+    lasting: Option<Rc<Lasting>>,
 }
 
 /// One session from its first to its last moment.
@@ -58,18 +102,23 @@ pub(super) struct Record {
     /// Label of the node last tried.
     tried: Option<Arc<str>>,
     traffic: Traffic,
-    connect: Option<Duration>,
+    laps: Laps,
+    /// What few sessions have.
+    more: Option<Box<More>>,
+    /// Whether the session log tells of it, once that is decided.
+    told: Option<bool>,
     /// Made no association: its outcome is one of those whose rate is bounded.
     bounded: bool,
     /// Its TLS is left alone.
     passed_through: bool,
     ended: bool,
-    _alive: Living,
 }
 
 impl Record {
     /// A session that begins now.
     pub(super) fn new(worker: &Rc<Worker>, inbound: Inbound, door: &Door) -> Self {
+        // Not by a guard, which would hold another pointer to what the worker has; `drop` counts it out.
+        worker.alive.count_in();
         Self {
             inbound,
             listen: door.settings.load_full(),
@@ -83,11 +132,12 @@ impl Record {
             node: None,
             tried: None,
             traffic: Traffic::default(),
-            connect: None,
+            laps: Laps::default(),
+            more: None,
+            told: None,
             bounded: false,
             passed_through: false,
             ended: false,
-            _alive: worker.alive.enter(),
         }
     }
 
@@ -142,6 +192,7 @@ impl Record {
         let Picked { node, assigned } = picked;
         self.node = Some(InUse { stats: assigned, health: node.health, leash: node.leash });
         self.tried = Some(node.label);
+        self.laps = Laps { attempted: lap(self.started.elapsed(), TICK), ..Laps::default() };
     }
 
     /// Label of the node last tried; empty where none was.
@@ -153,6 +204,11 @@ impl Record {
     pub(super) fn attempt_failed(&mut self, pool: &Pool, failed: Failed<'_>, again: bool) {
         let Some(node) = self.node.take() else { return };
         let failure = failed.failure;
+        self.laps.connected = NEVER;
+        if let Some(label) = self.tried.clone() {
+            let attempt = Attempt { node: label, failure, took: failed.after };
+            self.more.get_or_insert_default().failed.push(attempt);
+        }
         node.stats.ended(End::ConnectFailed);
         node.stats.failed(failure);
         if pool.measures_connects() {
@@ -190,13 +246,13 @@ impl Record {
 
     /// Notes that the node was reached, after so long.
     pub(super) fn connected(&mut self, took: Duration) {
-        self.connect = Some(took);
+        self.laps.connected = lap(took, MICRO);
     }
 
     /// Counts a connect time on route and node. Not for UDP, where nothing is waited for.
     #[inline]
     pub(super) fn count_connect(&self, pool: &Pool) {
-        let Some(took) = self.connect else { return };
+        let Some(took) = time(self.laps.connected, MICRO) else { return };
         if let Some((route, _)) = &self.route {
             route.stats.connect.record(took);
         }
@@ -213,6 +269,12 @@ impl Record {
     pub(super) fn moved(&mut self, moved: Traffic) {
         self.traffic.received += moved.received;
         self.traffic.sent += moved.sent;
+        if moved.sent > 0 && self.laps.first_byte == NEVER {
+            self.laps.first_byte = lap(self.started.elapsed(), TICK).saturating_sub(self.laps.attempted);
+        }
+        if let Some(lasting) = self.more.as_ref().and_then(|more| more.lasting.as_ref()) {
+            lasting.traffic.set(self.traffic);
+        }
         if moved.received > 0 {
             self.door.add_received(moved.received);
             self.door.add_upstream_sent(moved.received);
@@ -262,48 +324,128 @@ impl Record {
         if let Some(node) = &self.node {
             node.stats.ended(end);
         }
-        let log = !end.is_normal() || self.worker.shared.every_outcome;
+        let serial = self.more.as_mut().and_then(|more| more.lasting.take()).map(|lasting| {
+            self.worker.output.forget(&lasting);
+            lasting.serial()
+        });
+        let log = self.is_told(end) || self.worker.shared.every_outcome;
+        let written = self.worker.output.is_on();
         let reported = self.route.as_ref().is_some_and(|(route, _)| !route.plugins.is_silent());
         // Most sessions end normally on routes without APISIX's series: nobody would read of them.
-        if !log && !reported {
+        if !log && !written && !reported {
             return;
         }
-        let outcome = self.outcome(end, detail, duration);
-        self.worker.shared.totals.record(&outcome);
-        let log = log && (!self.bounded || self.worker.may_log_refused());
+        let serial = serial.unwrap_or_else(|| self.worker.output.next_serial());
+        let outcome = self.outcome((end, detail), duration, serial);
         let route = self.route.as_ref().map(|(route, _)| route.clone());
-        self.worker.tell(Ended { outcome, route }, log);
+        let mut ended = Ended { outcome, route };
+        ended.outcome.apisix_label = ended.apisix_label(&self.worker.shared.host);
+        self.worker.shared.totals.record(&ended.outcome);
+        let log = log && (!self.bounded || self.worker.may_log_refused());
+        if written {
+            self.worker.output.write(&ended, &self.worker.shared);
+        }
+        self.worker.tell(ended, log);
     }
 
-    /// Its label in APISIX's series, where its route has them and their filter lets it count.
-    fn apisix_label(&self) -> Option<Arc<str>> {
-        let (route, _) = self.route.as_ref()?;
-        let (facts, host) = (route.facts(), &self.worker.shared.host);
-        let label = route.apisix_label_of(&|name| {
-            let of_session = || self.inbound.variable(name);
-            facts.variable(name).or_else(of_session).or_else(|| host.variable(name, SystemTime::now()))
-        });
-        label.cloned()
+    /// Decides whether the session log tells of it.
+    fn is_told(&mut self, end: End) -> bool {
+        *self.told.get_or_insert_with(|| self.worker.output.tells(end))
     }
 
-    fn outcome(&mut self, end: End, detail: Option<String>, duration: Duration) -> Outcome {
+    /// Asks the kernel for what it knows of the connections, where a line will show it. Before they are
+    /// closed.
+    pub(super) fn measure(&mut self, end: End, client: &TcpStream, upstream: Option<&TcpStream>) {
+        let sends_lines = self.route.as_ref().is_some_and(|(route, _)| route.plugins.sends_lines());
+        if !self.is_told(end) && !sends_lines && !self.worker.output.measures() {
+            return;
+        }
+        let measured = Measured { client: path(client), upstream: upstream.and_then(path) };
+        self.more.get_or_insert_default().measured = Some(Box::new(measured));
+    }
+
+    /// It has its node and will be told of while it lives, where that is asked for.
+    pub(super) fn lives(&mut self) {
+        if !self.worker.output.watches() {
+            return;
+        }
+        let serial = match self.more.as_mut().and_then(|more| more.lasting.take()) {
+            None => self.worker.output.next_serial(),
+            Some(lasting) => {
+                self.worker.output.forget(&lasting);
+                lasting.serial()
+            }
+        };
+        // What it would be told as if it ended now, but nothing is taken from it.
+        let outcome = Outcome {
+            upstream: self.upstream.clone(),
+            node: self.tried.clone(),
+            traffic: self.traffic,
+            course: Course { failed: self.failed().into(), ..self.course(serial) },
+            ..self.account(End::Drained, None, Duration::ZERO)
+        };
+        let route = self.route.as_ref().map(|(route, _)| route.clone());
+        let lasting = self.worker.output.watch(Ended { outcome, route }, self.started);
+        self.more.get_or_insert_default().lasting = lasting;
+    }
+
+    fn failed(&self) -> &[Attempt] {
+        self.more.as_ref().map(|more| &*more.failed).unwrap_or_default()
+    }
+
+    fn outcome(&mut self, end: (End, Option<String>), duration: Duration, serial: u64) -> Outcome {
+        let ((end, detail), mut course) = (end, self.course(serial));
+        if let Some(more) = &mut self.more {
+            course.failed = mem::take(&mut more.failed).into();
+            course.measured = more.measured.take();
+        }
+        Outcome {
+            upstream: self.upstream.take(),
+            node: self.tried.take(),
+            traffic: mem::take(&mut self.traffic),
+            course,
+            ..self.account(end, detail, duration)
+        }
+    }
+
+    /// How it went so far, but for what is boxed.
+    fn course(&self, serial: u64) -> Course {
+        Course {
+            serial,
+            ended: SystemTime::now(),
+            failed: Box::default(),
+            attempted: TICK * self.laps.attempted,
+            first_byte: time(self.laps.first_byte, TICK),
+            measured: None,
+        }
+    }
+
+    /// What is copied of it.
+    fn account(&self, end: End, detail: Option<String>, duration: Duration) -> Outcome {
         Outcome {
             inbound: self.inbound.clone(),
             listen: self.listen.written.clone(),
             listen_addr: self.door.addr.clone(),
-            apisix_label: self.apisix_label(),
+            apisix_label: None,
             denied: self.kept.as_ref().and_then(|kept| kept.denied),
             route: self.route.as_ref().map(|(route, _)| route.id.clone()),
-            upstream: self.upstream.take(),
-            node: self.tried.take(),
+            upstream: None,
+            node: None,
             end,
             detail: detail.map(String::into_boxed_str),
-            traffic: mem::take(&mut self.traffic),
+            traffic: Traffic::default(),
             attempts: self.attempts,
-            connect: self.connect,
+            connect: time(self.laps.connected, MICRO),
             duration,
+            course: Course::default(),
         }
     }
+}
+
+/// What the kernel knows of a connection.
+fn path(stream: &TcpStream) -> Option<Path> {
+    let known = info(stream.as_fd()).ok()?;
+    Some(Path { rtt: known.rtt, retransmits: known.retransmits })
 }
 
 impl Drop for Record {
@@ -311,5 +453,6 @@ impl Drop for Record {
         if !self.ended {
             self.close(End::Drained, None);
         }
+        self.worker.alive.count_out();
     }
 }

@@ -68,14 +68,17 @@ pub(super) fn serve(client: TcpStream, mut record: Record, permits: Permits) -> 
         let (upstream, idle, rest) = match begin(&client, &mut record, timer.as_mut()).await {
             Ok(begun) => begun,
             Err((end, why)) => {
+                record.measure(end, &client, None);
                 drop(client);
                 return record.finish(end, Some(why));
             }
         };
+        record.lives();
         let (worker, limits) = (record.worker.clone(), limits(&record, idle));
         let lender = relay::Lender { pipes: &worker.pipes, node: &worker.shared.node };
         let moved = |moved| record.moved(moved);
         let ending = relayed((&client, &upstream), rest, (limits, lender), timer, moved).await;
+        record.measure(ending.end, &client, Some(&upstream));
         drop((client, upstream));
         record.finish(ending.end, ending.error.map(|error| error.to_string()));
         drop(permits);

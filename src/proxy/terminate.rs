@@ -7,6 +7,7 @@ use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use crate::certs::shown::client_certificate;
 use crate::net::tls::Session;
 use crate::net::tls::handshake::{self, HandshakeError};
 use crate::net::transfer::send_some;
@@ -81,7 +82,11 @@ pub(super) async fn shake_hands(
         Ok(()) => {
             let facts = facts(&session);
             record.worker.shared.node.tls.done(facts.resumed);
-            record.inbound.brought().tls = Some(facts);
+            // The handshake has verified it. Most clients show none.
+            let shown = session.facts().peer_certificates().and_then(|chain| chain.first());
+            let brought = record.inbound.brought();
+            brought.certificate = shown.and_then(|leaf| client_certificate(leaf)).map(Box::new);
+            brought.tls = Some(facts);
             Ok(session)
         }
         Err(error) => Err(refusal(record, error, &heard)),

@@ -15,6 +15,7 @@ use crate::balance::Pool;
 use crate::certs::Served;
 use crate::plugin::Choice;
 use crate::proxy::Shared;
+use crate::proxy::output::Output;
 use crate::proxy::pipes::Pipes;
 use crate::proxy::rate::Rate;
 use crate::proxy::record::Record;
@@ -36,6 +37,8 @@ pub(super) struct Worker {
     pub(super) alive: Rc<Alive>,
     pub(super) udp: Associations,
     pub(super) pipes: Pipes,
+    /// What it writes of its sessions.
+    pub(super) output: Output,
     /// Which of the workers it is, and how to reach all of them.
     pub(super) place: Place,
     snapshot: RefCell<SnapshotCache>,
@@ -71,6 +74,7 @@ impl Worker {
             alive: Rc::default(),
             udp: Associations::new(associations),
             pipes: Pipes::new(shared.pipes.clone()),
+            output: Output::new(&shared.logs, place.number, place.commands.len()),
             place,
             refused: RefCell::new(Rate::new(REFUSED_DATAGRAMS_LOGGED, Duration::from_secs(1))),
             complaints: RefCell::new(Rate::new(1, Duration::from_secs(5))),
@@ -146,6 +150,8 @@ impl Worker {
             second.tick().await;
             self.pipes.sweep();
             self.udp.sweep();
+            self.output.flush();
+            self.output.tell_of_lasting(&self.shared);
             // An idle worker would keep the snapshot of its last session.
             self.snapshot.borrow_mut().0.load();
         }
@@ -204,8 +210,22 @@ pub(super) struct Living(Rc<Alive>);
 impl Alive {
     /// Counts one in; the guard counts it out.
     pub(super) fn enter(self: &Rc<Self>) -> Living {
-        self.count.set(self.count.get() + 1);
+        self.count_in();
         Living(self.clone())
+    }
+
+    /// Counts one in that will count itself out.
+    pub(super) fn count_in(&self) {
+        self.count.set(self.count.get() + 1);
+    }
+
+    /// Counts one out.
+    pub(super) fn count_out(&self) {
+        let left = self.count.get() - 1;
+        self.count.set(left);
+        if left == 0 {
+            self.none.notify_one();
+        }
     }
 
     /// Waits until none is left.
@@ -218,10 +238,6 @@ impl Alive {
 
 impl Drop for Living {
     fn drop(&mut self) {
-        let left = self.0.count.get() - 1;
-        self.0.count.set(left);
-        if left == 0 {
-            self.0.none.notify_one();
-        }
+        self.0.count_out();
     }
 }

@@ -65,6 +65,11 @@ pub(super) enum Command {
         /// Where it came in.
         door: Door,
     },
+    /// Hand on the lines that are there.
+    Flush {
+        /// Told by dropping it.
+        done: oneshot::Sender<()>,
+    },
     /// Serve what waits in the accept queue, then close.
     Close {
         /// The socket.
@@ -90,6 +95,7 @@ impl fmt::Debug for Command {
         match self {
             Self::Open { id, door, .. } => write!(f, "Open({id}, {})", door.addr),
             Self::Serve { client, .. } => write!(f, "Serve({client})"),
+            Self::Flush { .. } => write!(f, "Flush"),
             Self::Close { id, .. } => write!(f, "Close({id})"),
         }
     }
@@ -149,6 +155,24 @@ impl Workers {
         self.totals.clone()
     }
 
+    /// Makes all workers hand on the lines they have gathered, and waits until they have.
+    pub async fn flush_lines(&self) {
+        let flushing: Vec<_> = self
+            .commands
+            .iter()
+            .map(|worker| {
+                let (done, flushed) = oneshot::channel();
+                // One that has ended has handed on its last lines.
+                let _ = worker.send(Command::Flush { done });
+                flushed
+            })
+            .collect();
+        for flushed in flushing {
+            // The answer is that it is dropped.
+            let _: Result<(), _> = flushed.await;
+        }
+    }
+
     /// Waits until every thread has ended. Blocks: call it after `Drain::finished`.
     pub fn join(self) {
         for thread in self.threads {
@@ -182,6 +206,7 @@ fn serve(runtime: LocalRuntime, worker: Worker, commands: UnboundedReceiver<Comm
     // Sessions that are left end here; their records say so.
     worker.udp.clear();
     drop(runtime);
+    worker.output.flush();
 }
 
 async fn run(worker: &Rc<Worker>, mut commands: UnboundedReceiver<Command>, watch: Watch) {
@@ -211,6 +236,10 @@ async fn run(worker: &Rc<Worker>, mut commands: UnboundedReceiver<Command>, watc
                 }
             }
             Command::Serve { stream, client, door } => accept::take(worker, stream, client, &door),
+            Command::Flush { done } => {
+                worker.output.flush();
+                drop(done);
+            }
             Command::Close { id, closed } => {
                 // Where the socket is not open, dropping `closed` tells the same.
                 if let Some(close) = open.remove(&id) {

@@ -2,8 +2,6 @@
 
 use std::net::SocketAddr;
 
-use super::Variable;
-
 /// What a connection brought before the bytes that are passed on.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Brought {
@@ -17,6 +15,21 @@ pub struct Brought {
     pub alpn: Option<Box<[u8]>>,
     /// What TLS was terminated with.
     pub tls: Option<TlsFacts>,
+    /// The certificate that the client showed and that was verified.
+    pub certificate: Option<Box<ClientCertificate>>,
+}
+
+/// A client's certificate as nginx's variables show it.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ClientCertificate {
+    /// `$ssl_client_s_dn`, as in RFC 2253.
+    pub subject: Box<str>,
+    /// `$ssl_client_i_dn`, likewise.
+    pub issuer: Box<str>,
+    /// `$ssl_client_serial`, hexadecimal.
+    pub serial: Box<str>,
+    /// `$ssl_client_fingerprint`: its SHA-1, hexadecimal.
+    pub fingerprint: Box<str>,
 }
 
 /// What a handshake with a client came to.
@@ -37,52 +50,50 @@ impl Brought {
         self.tlvs.iter().find(|(known, _)| *known == kind).map(|(_, value)| &**value)
     }
 
-    /// The variables of nginx that are about it (`ngx_stream_variables.c`, `ngx_stream_realip_module.c`,
-    /// `ngx_stream_ssl_module.c`).
-    pub(super) fn variable(&self, name: &str) -> Option<Variable<'_>> {
-        let proxy = |pick: fn(&(SocketAddr, SocketAddr)) -> SocketAddr| self.proxy.as_ref().map(pick);
-        if let Some(tlv) = name.strip_prefix("proxy_protocol_tlv_") {
-            return std::str::from_utf8(self.tlv(tlv_kind(tlv)?)?).ok().map(Variable::Text);
+    /// A part of the TLV about TLS: five bytes, then TLVs (section 2.2.5 of the specification).
+    pub(super) fn tls_tlv(&self, kind: u8) -> Option<&[u8]> {
+        let mut rest = self.tlv(TLS)?.get(5..)?;
+        while let [found, high, low, after @ ..] = rest {
+            let length = usize::from(u16::from_be_bytes([*high, *low]));
+            let value = after.get(..length)?;
+            if *found == kind {
+                return Some(value);
+            }
+            rest = after.get(length..)?;
         }
-        Some(match name {
-            "proxy_protocol_addr" => Variable::Ip(proxy(|pair| pair.0)?.ip()),
-            "proxy_protocol_port" => Variable::Port(proxy(|pair| pair.0)?.port()),
-            "proxy_protocol_server_addr" => Variable::Ip(proxy(|pair| pair.1)?.ip()),
-            "proxy_protocol_server_port" => Variable::Port(proxy(|pair| pair.1)?.port()),
-            "realip_remote_addr" => Variable::Ip(self.peer?.ip()),
-            "realip_remote_port" => Variable::Port(self.peer?.port()),
-            "ssl_protocol" => Variable::Text(self.tls?.protocol),
-            "ssl_cipher" => Variable::Text(self.tls?.suite),
-            "ssl_session_reused" => Variable::Text(if self.tls?.resumed { "r" } else { "." }),
-            _ => return None,
-        })
+        None
+    }
+
+    /// What the TLV about TLS says of the client's certificate: 0 where it was verified.
+    pub(super) fn tls_tlv_verify(&self) -> Option<u32> {
+        let bytes = self.tlv(TLS)?.get(1..5)?;
+        bytes.try_into().ok().map(u32::from_be_bytes)
     }
 }
 
-/// The type of a TLV by nginx's name for it, or in hexadecimal (`$proxy_protocol_tlv_0x01`).
-fn tlv_kind(name: &str) -> Option<u8> {
-    Some(match name {
-        "alpn" => 0x01,
-        "authority" => 0x02,
-        "unique_id" => 0x05,
-        "ssl" => 0x20,
-        "netns" => 0x30,
-        other => u8::from_str_radix(other.strip_prefix("0x")?, 16).ok()?,
-    })
-}
+/// `PP2_TYPE_SSL`.
+const TLS: u8 = 0x20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::Name;
 
     #[test]
     fn variables_say_what_the_header_said() {
         let pair = ("10.1.2.3:5000".parse().unwrap(), "10.0.0.1:443".parse().unwrap());
+        let tls = b"\x07\0\0\0\x01\x21\0\x01x\x22\0\x02gw\x23\0\x09cut";
         let brought = Brought {
             proxy: Some(pair),
-            tlvs: vec![(2, b"a.com"[..].into()), (0xea, b"vpce-1"[..].into()), (5, [0xff][..].into())],
+            tlvs: vec![
+                (2, b"a.com"[..].into()),
+                (0xea, b"vpce-1"[..].into()),
+                (5, [0xff][..].into()),
+                (0x20, tls[..].into()),
+            ],
             peer: Some("127.0.0.1:9".parse().unwrap()),
             tls: Some(TlsFacts { protocol: "TLSv1.3", suite: "TLS_AES_128_GCM_SHA256", resumed: true }),
+            certificate: None,
             ..Brought::default()
         };
         let cases = [
@@ -94,14 +105,17 @@ mod tests {
             ("proxy_protocol_tlv_0xea", Some("vpce-1")),
             ("proxy_protocol_tlv_unique_id", None),
             ("proxy_protocol_tlv_alpn", None),
-            ("realip_remote_addr", Some("127.0.0.1")),
-            ("realip_remote_port", Some("9")),
+            ("proxy_protocol_tlv_ssl_cn", Some("gw")),
+            ("proxy_protocol_tlv_ssl_verify", Some("1")),
+            ("proxy_protocol_tlv_ssl_cipher", None),
             ("ssl_protocol", Some("TLSv1.3")),
             ("ssl_session_reused", Some("r")),
+            ("ssl_client_verify", Some("NONE")),
+            ("ssl_client_s_dn", None),
             ("uri", None),
         ];
         for (name, expected) in cases {
-            let found = brought.variable(name).map(|value| value.to_string());
+            let found = Name::parse(name).and_then(|name| brought.value(name)).map(|value| value.to_string());
             assert_eq!(found.as_deref(), expected, "{name}");
         }
     }

@@ -6,6 +6,7 @@
 //! - [`watched`] a descriptor watched by the runtime
 //! - [`segment`] segmentation offload of a whole socket, for senders whose datagrams have one size
 //! - [`tcp`] what the kernel knows of a connection
+//! - [`zone`] the time zone of this host
 //! - `arena`: the memory datagrams lie in
 //! - `places`: arrays the kernel is given pointers into
 //! - `address`: socket addresses to and from the kernel's form
@@ -25,3 +26,4 @@ pub mod segment;
 pub mod send;
 pub mod tcp;
 pub mod watched;
+pub mod zone;

@@ -14,7 +14,7 @@ use streamgate::live::totals::Totals;
 use streamgate::live::{Budget, Live, NodeCounters, Stats};
 use streamgate::matcher::Rule;
 use streamgate::plugin::{Armed, Attached, Plugins};
-use streamgate::proxy::{Crew, ListenError, Listens, Report, Shared, Workers};
+use streamgate::proxy::{Crew, ListenError, Listens, Logs, Report, Shared, Workers};
 use streamgate::resource::{Balancer, Key, Kind, PluginConf, Timeouts};
 use streamgate::session::{End, Outcome, Transport};
 use streamgate::snapshot::{Ended, Published, Route, Snapshot, Target};
@@ -35,6 +35,7 @@ pub(crate) struct Setup {
     pub(crate) associations: usize,
     /// Sessions that end normally are told of, too.
     pub(crate) every_outcome: bool,
+    pub(crate) logs: Logs,
 }
 
 impl Default for Setup {
@@ -47,6 +48,7 @@ impl Default for Setup {
             pipes: 16,
             associations: 1000,
             every_outcome: true,
+            logs: Logs::default(),
         }
     }
 }
@@ -87,6 +89,7 @@ impl Gateway {
             udp_associations: setup.associations,
             fallback_sni: None,
             real_ip_from: Arc::default(),
+            logs: setup.logs.clone(),
         };
         let drain = Drain::new();
         let crew = Crew { count: setup.workers, pinned: setup.pinned };

@@ -44,6 +44,8 @@ struct Kind {
     /// How much of it is done in every run, so that nothing is counted that happens only at first.
     warm_up: u32,
     bound: Bound,
+    /// Every session is told of: with an access log, and the prometheus plugin on its route.
+    told: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -55,8 +57,13 @@ enum Bound {
 }
 
 /// In the order they are measured: a figure comes before those that are held against it.
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 7] = [
     kind("connection", connections, 1000, 100),
+    Kind {
+        bound: Bound::Beside("connection", 5),
+        told: true,
+        ..kind("connection-told", connections, 1000, 0)
+    },
     kind("request", requests, 2000, 100),
     kind("datagram", datagrams, 2000, 100),
     kind("megabyte", megabytes, MEGABYTES, 8),
@@ -73,7 +80,7 @@ const fn kind(
     amount: u32,
     warm_up: u32,
 ) -> Kind {
-    Kind { name, work, amount, warm_up, bound: Bound::Recorded }
+    Kind { name, work, amount, warm_up, bound: Bound::Recorded, told: false }
 }
 
 fn main() -> ExitCode {
@@ -90,8 +97,8 @@ fn run(arguments: &[String]) -> Outcome<bool> {
     if find("valgrind").is_none() {
         return Err("valgrind is not installed; scripts/deps.sh installs it".into());
     }
-    let mut bench = Bench { gateway: Path::new(gateway), idle: 0 };
-    bench.idle = bench.count(None)?;
+    let mut bench = Bench { gateway: Path::new(gateway), idle: [0, 0] };
+    bench.idle = [bench.count(None, false)?, bench.count(None, true)?];
     let text = if update { String::new() } else { read(bounds)? };
     let (mut held, mut figures) = (true, Vec::new());
     for kind in KINDS {
@@ -174,8 +181,8 @@ fn bounds_text(figures: &[(&str, u64)]) -> String {
 /// A gateway to count of.
 struct Bench<'a> {
     gateway: &'a Path,
-    /// What a run without work takes.
-    idle: u64,
+    /// What a run without work takes, and one whose sessions are told of.
+    idle: [u64; 2],
 }
 
 impl Bench<'_> {
@@ -183,8 +190,10 @@ impl Bench<'_> {
     fn least(&self, kind: Kind, bound: u64) -> Outcome<u64> {
         let mut least = u64::MAX;
         for _ in 0..RUNS {
-            let counted = self.count(Some(kind))?;
-            least = least.min(counted.saturating_sub(self.idle) / u64::from(kind.amount));
+            let counted = self.count(Some(kind), kind.told)?;
+            let [idle, told] = self.idle;
+            let idle = if kind.told { told } else { idle };
+            least = least.min(counted.saturating_sub(idle) / u64::from(kind.amount));
             if least <= bound {
                 break;
             }
@@ -193,10 +202,10 @@ impl Bench<'_> {
     }
 
     /// Instructions of the worker of a gateway that starts, warms up, does the work and stops.
-    fn count(&self, kind: Option<Kind>) -> Outcome<u64> {
+    fn count(&self, kind: Option<Kind>, told: bool) -> Outcome<u64> {
         let folder = tempfile::tempdir()?;
         let stage = Stage::new()?;
-        let config = stage.write_config(folder.path())?;
+        let config = stage.write_config(folder.path(), told)?;
         let profile = folder.path().join("profile");
         let log = folder.path().join("log");
         let mut command = Command::new("valgrind");

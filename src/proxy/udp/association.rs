@@ -122,6 +122,7 @@ impl Association {
         // The socket of the old one leaves the watch as it is closed.
         self.upstream = socket;
         self.ipv6 = ipv6;
+        self.record.lives();
         self.to_node = Segments::default();
     }
 
@@ -236,6 +237,7 @@ fn open(worker: &Worker, record: &mut Record, first: &[u8]) -> Result<Opened, Re
         match datagram::connect(addr) {
             Ok(upstream) => {
                 record.connected(now.elapsed());
+                record.lives();
                 let limits = Limits {
                     idle: record.listen.idle_timeout.unwrap_or(pool.settings.timeouts.idle),
                     responses: record.listen.responses.and_then(NonZeroU32::new),

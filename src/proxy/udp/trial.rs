@@ -97,8 +97,10 @@ impl Trial {
             let addr = picked.node.addr;
             record.attempt_failed(&self.pool, failed, true);
             record.attempt(picked);
+            let began = Instant::now();
             match datagram::connect(addr) {
                 Ok(socket) if nodes.watch(&socket, id).is_ok() => {
+                    record.connected(began.elapsed());
                     let taken = self.send(&socket);
                     let next = Next { socket, ipv6: addr.is_ipv6(), refused: !taken };
                     if taken {
