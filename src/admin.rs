@@ -10,11 +10,11 @@ pub mod explain;
 mod health_metrics;
 mod healthcheck;
 mod process_metrics;
+mod report_metrics;
 mod route_metrics;
 mod server;
 mod status;
 mod text;
-mod time;
 mod tls_metrics;
 
 use std::collections::HashSet;
@@ -123,6 +123,7 @@ impl Admin {
         route_metrics::render(&mut out, &totals.unrouted, routes, pools, self.max_series);
         tls_metrics::render(&mut out, &self.node.tls, &snapshot, self.max_series);
         health_metrics::render(&mut out, &snapshot, self.max_series);
+        report_metrics::render(&mut out, &self.node);
         self.page_bytes.store(out.len(), Relaxed);
         out
     }

@@ -4,6 +4,7 @@
 //! open only after a first state was applied, and stay whatever becomes of the source.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,12 +31,14 @@ use crate::log;
 use crate::metrics::Metrics;
 use crate::net::clock::unix_ms;
 use crate::net::this_host::this_host;
+use crate::net::trust::Trust;
 use crate::net::{bind, limits};
-use crate::probe::{self, Trust};
+use crate::probe;
 use crate::proxy::{Crew, ListenError, Listens, Opened, PIPE_SIZE, Shared, Workers};
+use crate::report;
 use crate::resolve;
 use crate::session::Transport;
-use crate::snapshot::{Builder, Published, UpstreamSettings};
+use crate::snapshot::{Builder, Ended, Published, UpstreamSettings};
 use crate::source;
 use crate::store::Store;
 
@@ -45,7 +48,8 @@ const EVENTS: usize = 1024;
 const FEW_SESSIONS: usize = 1000;
 /// Outcomes that wait for the log; what comes on top is counted and lost.
 const OUTCOMES: usize = 4096;
-/// How long the end of the process waits for the log to take the last outcomes.
+/// How long the end of the process waits for the log to take the last outcomes, and for syslog servers to take
+/// the last lines where the time of sessions is over.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// What the command line adds to config.yaml.
@@ -68,6 +72,8 @@ pub struct Gateway {
     drain: Drain,
     /// Writes what became of sessions; ends when the workers have.
     log: JoinHandle<()>,
+    /// Sends lines about sessions; likewise.
+    report: JoinHandle<()>,
     first_state: oneshot::Receiver<()>,
     /// Peers whose PROXY header the workers believe.
     real_ip_from: Arc<ArcSwap<Vec<IpMatcher>>>,
@@ -96,7 +102,17 @@ impl Gateway {
         let published = Published::default();
         let background = CancellationToken::new();
 
-        let (shared, log) = shared(&config, &published, totals.clone(), &metrics)?;
+        let (shared, receivers) = shared(&config, &published, totals.clone(), &metrics)?;
+        let log = tokio::spawn(log::outcomes(receivers.outcomes));
+        let trust = Trust::new(config.ssl.trusted.as_deref());
+        let means = report::Means {
+            published: published.clone(),
+            node: shared.node.clone(),
+            host: shared.host.clone(),
+            dns: config.dns.clone(),
+            trust: trust.clone(),
+        };
+        let report = tokio::spawn(report::run(means, receivers.reports, background.clone()));
         let drain = Drain::new();
         let crew = Crew { count: config.workers, pinned: config.cpu_affinity };
         let workers = Workers::start(crew, &shared, &drain.watch()).context("cannot start workers")?;
@@ -128,6 +144,7 @@ impl Gateway {
             first,
             accepted,
             descriptors: shared.descriptors.clone(),
+            trust,
         };
         follow(&config, with, &background);
         Ok(Self {
@@ -138,6 +155,7 @@ impl Gateway {
             workers,
             drain,
             log,
+            report,
             first_state,
             real_ip_from: shared.real_ip_from,
             facing,
@@ -220,7 +238,10 @@ impl Gateway {
 
     /// Ends it: no new sessions, those that live have until `limit` from now, or until `hurry`.
     pub async fn stop(mut self, limit: Duration, hurry: impl Future<Output = ()>) {
-        self.drain.start(Instant::now() + limit);
+        let deadline = Instant::now() + limit;
+        self.drain.start(deadline);
+        let mut hurry = pin!(hurry);
+        let mut hurried = false;
         let finished = async {
             // Closing empties the accept queues: whoever got through to us is served.
             if let Err(errors) = self.listens.reconcile(&[]).await {
@@ -230,7 +251,8 @@ impl Gateway {
         };
         tokio::select! {
             () = finished => {}
-            () = hurry => {
+            () = &mut hurry => {
+                hurried = true;
                 self.drain.now();
                 self.drain.finished().await;
             }
@@ -239,6 +261,13 @@ impl Gateway {
         let _ = tokio::task::spawn_blocking(move || self.workers.join()).await;
         // It has their last outcomes and nothing more to wait for; a log that blocks is not waited for.
         let _ = tokio::time::timeout(LAST_LINES, self.log).await;
+        // Those who collect lines get what sessions have left of their time.
+        let least = Instant::now() + LAST_LINES;
+        let last = if hurried { least } else { least.max(deadline) };
+        tokio::select! {
+            _ = tokio::time::timeout_at(last, &mut self.report) => {}
+            () = hurry, if !hurried => {}
+        }
         self.background.cancel();
     }
 }
@@ -255,6 +284,8 @@ struct Following {
     accepted: mpsc::Receiver<()>,
     /// Those that sessions and probes may have.
     descriptors: Arc<Budget>,
+    /// Whom probes by https believe.
+    trust: Trust,
 }
 
 /// Starts it, and what keeps the snapshots up to date otherwise.
@@ -276,8 +307,8 @@ fn follow(config: &Config, with: Following, stop: &CancellationToken) {
         state: with.state.clone(),
         first: Some(with.first),
     };
-    let trust = Trust::new(config.ssl.trusted.as_deref());
-    let means = probe::Means { published: with.published, live, trust, descriptors: with.descriptors };
+    let (trust, descriptors) = (with.trust, with.descriptors);
+    let means = probe::Means { published: with.published, live, trust, descriptors };
     tokio::spawn(probe::run(means, snapshots, stop.clone()));
     tokio::spawn(control::run(control, received, with.accepted, stop.clone()));
     let means = discovery::Means {
@@ -315,13 +346,21 @@ fn listening(config: &Config) -> usize {
     config.listens.iter().map(|listen| if listen.transport == Transport::Udp { 2 } else { 1 }).sum()
 }
 
-/// What the workers share, with the limits of the process, and what writes the outcomes they hand on.
+/// Where what became of sessions arrives.
+struct Receivers {
+    /// For the log.
+    outcomes: mpsc::Receiver<Arc<Ended>>,
+    /// For those who collect lines.
+    reports: mpsc::Receiver<Arc<Ended>>,
+}
+
+/// What the workers share, with the limits of the process, and where the outcomes arrive that they hand on.
 fn shared(
     config: &Config,
     published: &Published,
     totals: Arc<Totals>,
     metrics: &Metrics,
-) -> anyhow::Result<(Shared, JoinHandle<()>)> {
+) -> anyhow::Result<(Shared, Receivers)> {
     let descriptors = limits::raise_descriptors().context("cannot raise the limit on descriptors")?;
     let pipes = limits::for_pipes(descriptors, PIPE_SIZE);
     let free = limits::for_sessions(descriptors, listening(config) * config.workers + 2 * pipes);
@@ -343,8 +382,7 @@ fn shared(
     }
     metrics.udp_associations_limit.set(crate::metrics::count(udp_associations));
     let (outcomes, received) = mpsc::channel(OUTCOMES);
-    let (reports, _) = mpsc::channel(OUTCOMES);
-    let log = tokio::spawn(log::outcomes(received));
+    let (reports, received_reports) = mpsc::channel(OUTCOMES);
     let shared = Shared {
         published: published.clone(),
         node: Arc::new(NodeCounters::default()),
@@ -361,7 +399,7 @@ fn shared(
         fallback_sni: config.ssl.fallback_sni.as_deref().map(Into::into),
         real_ip_from: Arc::new(ArcSwap::from_pointee(config.real_ip_from.clone())),
     };
-    Ok((shared, log))
+    Ok((shared, Receivers { outcomes: received, reports: received_reports }))
 }
 
 /// Real addresses of the servers of pages.

@@ -6,8 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use serde_json::Value;
 
 use crate::balance::Pool;
 use crate::certs::Certificates;
@@ -17,11 +19,12 @@ use crate::persistent::Map;
 use crate::plugin::prometheus::Prometheus;
 use crate::plugin::{Choice, Plugin, Plugins, RouteFacts};
 use crate::resource::{Key, Kind, Ssl};
-use crate::session::{End, Inbound, Outcome, Variable};
+use crate::session::{End, Host, Inbound, Outcome, Variable};
 use crate::store::{HeldState, Rejected, Written};
 
 mod build;
 mod merge;
+mod metadata;
 mod names;
 mod nodes;
 mod settings;
@@ -99,6 +102,17 @@ pub struct Ended {
     pub route: Option<Arc<Route>>,
 }
 
+impl Ended {
+    /// The value of a variable, without its `$`, as lines about the session show it; `None` where it has none.
+    #[must_use]
+    pub fn variable<'a>(&'a self, name: &str, host: &'a Host) -> Option<Variable<'a>> {
+        let of_route = self.route.as_ref().and_then(|route| route.facts().variable(name));
+        of_route
+            .or_else(|| self.outcome.inbound.variable(name))
+            .or_else(|| host.variable(name, SystemTime::UNIX_EPOCH))
+    }
+}
+
 /// A stream_route that is served, but not all of it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Degraded {
@@ -143,6 +157,8 @@ pub struct Snapshot {
     certificates: Certificates,
     /// Certificate objects of type client.
     shown: Map<Arc<str>, Arc<Ssl>>,
+    /// Values of `plugin_metadata`, by the plugin.
+    metadata: Map<Arc<str>, Arc<Value>>,
     /// Every loaded object that pages show, whether or not a route reaches it.
     written: Map<Key, Written>,
     counts: BTreeMap<Kind, usize>,
@@ -210,6 +226,12 @@ impl Snapshot {
                 self.pools.get(&**id).ok_or_else(|| (End::UpstreamMissing, self.missing(Kind::Upstream, id)))
             }
         }
+    }
+
+    /// What is said of a plugin for all its configurations: `plugin_metadata/<name>`.
+    #[must_use]
+    pub fn plugin_metadata(&self, plugin: &str) -> Option<&Arc<Value>> {
+        self.metadata.get(plugin)
     }
 
     /// A loaded object as it was written; `None` where there is none, and for certificates and secrets.

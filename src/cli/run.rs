@@ -73,7 +73,7 @@ fn level(configured: &str) -> String {
     match configured {
         // The TLS library as in the log's own levels.
         "warn" => "warn,rustls=error,streamgate::app=info,streamgate::control=info,streamgate::cli=info,\
-             streamgate::resolve=info,streamgate::discovery=info,streamgate::source=info"
+             streamgate::resolve=info,streamgate::discovery=info,streamgate::source=info,streamgate::report=info"
             .into(),
         other => other.into(),
     }

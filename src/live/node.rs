@@ -63,6 +63,46 @@ impl TlsCounters {
     }
 }
 
+/// A number that rises and falls.
+#[derive(Debug, Default)]
+pub struct Level(AtomicUsize);
+
+impl Level {
+    /// Rises by so many.
+    pub fn rise(&self, by: usize) {
+        self.0.fetch_add(by, Relaxed);
+    }
+
+    /// Falls by as many as it rose before.
+    pub fn fall(&self, by: usize) {
+        self.0.fetch_sub(by, Relaxed);
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn now(&self) -> usize {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Lines to syslog servers.
+#[derive(Debug, Default)]
+pub struct LineCounters {
+    /// Handed to the system on their way to a server.
+    pub sent: Counter,
+    /// Lost above `drop_limit` or `max_pending_entries`.
+    pub dropped: Counter,
+    /// Lost with a server that did not take them before their configuration or the process ended, or because
+    /// no datagram holds them.
+    pub failed: Counter,
+    /// Not made, because there is no `log_format`.
+    pub unformatted: Counter,
+    /// Made and not sent yet.
+    pub waiting: Level,
+    /// Servers that take no lines.
+    pub failing: Level,
+}
+
 /// Counters of the process, shared by all workers.
 #[derive(Debug, Default)]
 pub struct NodeCounters {
@@ -88,8 +128,10 @@ pub struct NodeCounters {
     pub udp_refused: Counter,
     /// Outcomes that were not logged because the log could not keep up or their rate is bounded.
     pub outcomes_dropped: Counter,
-    /// Lines of plugins such as syslog that never reached their sender.
+    /// Ended sessions that never reached what makes lines of them for others.
     pub reports_dropped: Counter,
+    /// Those lines.
+    pub lines: LineCounters,
 }
 
 /// A number of things that may be in use at the same time, such as descriptors.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::merge::{Merged, Origin, merge};
 use super::names::Names;
 use super::nodes::Means;
-use super::{Route, Snapshot, Target, UpstreamSettings};
+use super::{Route, Snapshot, Target, UpstreamSettings, metadata};
 use crate::balance::Pool;
 use crate::certs::{Crypto, Served};
 use crate::live::Live;
@@ -131,6 +131,7 @@ impl Builder {
         }
         for key in &changes.keys {
             self.keep_written(key, store);
+            metadata::keep(&mut self.snapshot.metadata, key, store);
         }
         self.snapshot.revision = store.revision();
         self.snapshot.complete = store.is_loaded();
