@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Installs what a build and the tests need and this machine lacks: protoc with the well-known
-# protos (etcd-client compiles etcd's API), etcd and etcdctl, openssl, dnsmasq, and for benches valgrind
+# protos (etcd-client compiles etcd's API), etcd and etcdctl, openssl, dnsmasq, rsyslogd, and for benches valgrind
 # and ip. Says what it installs; installs nothing that is there. Debian and Ubuntu; elsewhere it names what
 # is missing and stops.
 set -euo pipefail
-PATH=$PATH:/usr/sbin # where dnsmasq is, which not every user looks into
+PATH=$PATH:/usr/sbin # where dnsmasq and rsyslogd are, which not every user looks into
 
 missing=()
 need() { # command package
@@ -21,9 +21,10 @@ need etcd etcd-server
 need etcdctl etcd-client
 need openssl openssl
 need dnsmasq dnsmasq-base
+need rsyslogd rsyslog
 
 if [ "${#missing[@]}" -eq 0 ]; then
-  echo "ok    protoc, etcd, etcdctl, openssl, dnsmasq, valgrind and ip found"
+  echo "ok    protoc, etcd, etcdctl, openssl, dnsmasq, rsyslogd, valgrind and ip found"
   exit 0
 fi
 if ! command -v apt-get >/dev/null 2>&1; then

@@ -2,15 +2,16 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustls::pki_types::ServerName;
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep, timeout};
@@ -24,11 +25,17 @@ use crate::plugin::syslog::{self, Settings};
 
 /// Bytes that are handed over at once.
 const CHUNK: usize = 64 * 1024;
+/// Bytes that the system keeps of a connection before it sends them: what it has taken is lost with a server
+/// that hangs, and it would take megabytes.
+const UNSENT: u32 = 64 * 1024;
 /// How long the address of a name is sent datagrams to: nothing tells that it moved.
-const ADDRESS_IS_GOOD: Duration = Duration::from_secs(60);
+const ADDRESS_IS_GOOD: Duration = Duration::from_mins(1);
 /// How long a peer may leave what was sent unacknowledged, in `timeout`s: one that is switched off does not
 /// close its connection.
 const PATIENCE: u32 = 10;
+
+/// How long nothing is said before the other side is asked whether it is still there.
+const IDLE: Duration = Duration::from_mins(1);
 
 /// One that stands.
 pub(super) enum Connection {
@@ -110,6 +117,12 @@ impl Connection {
         }
     }
 
+    /// Reports whether the server has closed it.
+    pub(super) async fn is_closed(&mut self) -> bool {
+        let mut closed = pin!(self.closed());
+        poll_fn(|cx| Poll::Ready(closed.as_mut().poll(cx).is_ready())).await
+    }
+
     /// Sends some of these lines, at least one where it can. The server may take nothing for `limit`.
     pub(super) async fn send(&mut self, lines: &VecDeque<Box<[u8]>>, limit: Duration) -> Taken {
         match self {
@@ -139,8 +152,11 @@ async fn stream(address: SocketAddr, settings: &Settings, way: &Way) -> Result<S
     let limit = settings.timeout;
     let connected = dial::connect(address, limit, pin!(sleep(limit))).await;
     let stream = connected.map_err(|error| error.to_string())?;
-    // Without it only much is noticed later.
-    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(limit * PATIENCE));
+    // Without them a server that hangs or vanishes is noticed later, and no more than that.
+    let socket = SockRef::from(&stream);
+    let _ = socket.set_tcp_user_timeout(Some(limit * PATIENCE));
+    let _ = socket.set_tcp_notsent_lowat(UNSENT);
+    let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(IDLE).with_interval(IDLE / 6));
     let (plain, io): (bool, Box<dyn Io>) = match settings.way {
         syslog::Way::Tls { verify } => (false, Box::new(secured(stream, settings, verify, way).await?)),
         _ => (true, Box::new(stream)),

@@ -129,6 +129,15 @@ impl Queue {
     }
 }
 
+/// What came of a round that sent its batch.
+#[derive(Clone, Copy, Debug, Default)]
+struct Round {
+    /// Datagrams that found nobody.
+    refused: u64,
+    /// Times the server took some lines and then no more.
+    halts: u64,
+}
+
 /// The task.
 struct Outlet {
     queue: Arc<Queue>,
@@ -154,7 +163,6 @@ impl Outlet {
         loop {
             let due = self.due();
             let ended = tokio::select! {
-                biased;
                 () = closed(&mut self.connection) => {
                     self.connection = None;
                     continue;
@@ -201,8 +209,10 @@ impl Outlet {
             // A round that was under way before may have had its tries.
             let last = self.ending.is_cancelled();
             match self.round().await {
-                Ok(0) => self.works(),
-                Ok(refused) => {
+                Ok(Round { refused: 0, halts: 0 }) => self.works(),
+                // A new connection takes some lines whatever is behind it.
+                Ok(Round { refused: 0, .. }) => {}
+                Ok(Round { refused, .. }) => {
                     self.queue.lost.fetch_add(refused, Relaxed);
                     self.fails("nothing listens there, and what is sent is lost");
                 }
@@ -222,35 +232,40 @@ impl Outlet {
         }
     }
 
-    /// A few tries, and as many again after each that got some lines through. Yields how many datagrams
-    /// found nobody.
-    async fn round(&mut self) -> Result<u64, String> {
-        let (mut tries, mut refused, mut failures) = (0, 0, 0);
+    /// A few tries, and as many again after each that got some lines through.
+    async fn round(&mut self) -> Result<Round, String> {
+        let (mut tries, mut round) = (0, Round::default());
         loop {
             let before = self.batch.len();
-            let Err(why) = self.attempt(&mut refused).await else { return Ok(refused) };
+            let Err(why) = self.attempt(&mut round).await else { return Ok(round) };
             self.connection = None;
-            tries = if self.batch.len() < before { 1 } else { tries + 1 };
-            failures += 1;
+            let took_some = self.batch.len() < before;
+            round.halts += u64::from(took_some);
+            tries = if took_some { 1 } else { tries + 1 };
             if tries >= TRIES {
                 return Err(why);
             }
-            // It takes some each time and then hangs or resets: what it took may be lost with it.
-            if failures >= TRIES {
-                self.fails(&format!("{why}; it does so again and again"));
+            if round.halts > 1 {
+                self.fails(&format!("{why}, again and again; what it took before may be lost with it"));
             }
             sleep(BETWEEN).await;
         }
     }
 
-    async fn attempt(&mut self, refused: &mut u64) -> Result<(), String> {
+    async fn attempt(&mut self, round: &mut Round) -> Result<(), String> {
         let settings = self.queue.settings.clone();
-        if self.connection.as_ref().is_none_or(Connection::is_old) {
+        // Lines that are written to a server that has gone are taken, and lost.
+        if let Some(connection) = &mut self.connection
+            && (connection.is_old() || connection.is_closed().await)
+        {
+            self.connection = None;
+        }
+        if self.connection.is_none() {
             self.connection = Some(Connection::open(&settings, &self.way).await?);
         }
         let Some(connection) = &mut self.connection else { return Ok(()) };
         while !self.batch.is_empty() {
-            let Taken { lines, unfit, refused: found_nobody, outcome } =
+            let Taken { lines, unfit, refused, outcome } =
                 connection.send(&self.batch, settings.timeout).await;
             let counters = &self.way.node.lines;
             for line in self.batch.drain(..lines) {
@@ -260,7 +275,7 @@ impl Outlet {
             counters.sent.add((lines - unfit) as u64);
             counters.failed.add(unfit as u64);
             self.queue.lost.fetch_add(unfit as u64, Relaxed);
-            *refused += found_nobody;
+            round.refused += refused;
             outcome?;
         }
         Ok(())

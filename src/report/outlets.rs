@@ -13,7 +13,7 @@ use crate::plugin::syslog::Settings;
 
 /// How long an outlet stays that no configuration asks for: an edit of a route makes a new configuration of
 /// the same settings, which is seen with its next session.
-const LINGER: Duration = Duration::from_secs(60);
+const LINGER: Duration = Duration::from_mins(1);
 /// `max_pending_entries` where the metadata says nothing (`apisix/utils/batch-processor-manager.lua:30`).
 const PENDING: usize = 8192;
 
