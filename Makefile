@@ -8,7 +8,7 @@ BINARY := target/release/streamgate
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-deps: ## install what the build, the tests and the benches need (protoc, etcd, openssl, dnsmasq, mosquitto, prometheus, valgrind)
+deps: ## install what the build, the tests and the benches need (protoc, etcd, openssl, dnsmasq, mosquitto, prometheus, rsyslogd, valgrind)
 	@scripts/deps.sh
 
 build: deps ## target/release/streamgate

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # Installs what a build and the tests need and this machine lacks: protoc with the well-known
 # protos (etcd-client compiles etcd's API), etcd and etcdctl, openssl, dnsmasq, mosquitto and its clients,
-# prometheus, and for benches valgrind and ip. Says what it installs; installs nothing that is there. Debian
-# and Ubuntu; elsewhere it names what
-# is missing and stops.
+# prometheus, rsyslogd, and for benches valgrind and ip. Says what it installs; installs nothing that is
+# there. Debian and Ubuntu; elsewhere it names what is missing and stops.
 set -euo pipefail
-PATH=$PATH:/usr/sbin # where dnsmasq and mosquitto are, which not every user looks into
+PATH=$PATH:/usr/sbin # where dnsmasq, mosquitto and rsyslogd are, which not every user looks into
 
 missing=()
 need() { # command package
@@ -26,9 +25,10 @@ need mosquitto mosquitto
 need mosquitto_pub mosquitto-clients
 need prometheus prometheus
 need promtool prometheus
+need rsyslogd rsyslog
 
 if [ "${#missing[@]}" -eq 0 ]; then
-  echo "ok    protoc, etcd, etcdctl, openssl, dnsmasq, mosquitto, prometheus, valgrind and ip found"
+  echo "ok    protoc, etcd, etcdctl, openssl, dnsmasq, mosquitto, prometheus, rsyslogd, valgrind and ip found"
   exit 0
 fi
 if ! command -v apt-get >/dev/null 2>&1; then

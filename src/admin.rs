@@ -12,11 +12,11 @@ mod healthcheck;
 mod limit_metrics;
 mod process_metrics;
 mod refusal_metrics;
+mod report_metrics;
 mod route_metrics;
 mod server;
 mod status;
 mod text;
-mod time;
 mod tls_metrics;
 
 use std::collections::HashSet;
@@ -140,6 +140,7 @@ impl Admin {
         refusal_metrics::render(&mut out, snapshot.routes(), totals, self.max_series);
         tls_metrics::render(&mut out, &self.node.tls, &snapshot, self.max_series);
         health_metrics::render(&mut out, &snapshot, self.max_series);
+        report_metrics::render(&mut out, &self.node);
         self.page_bytes.store(out.len(), Relaxed);
         out
     }

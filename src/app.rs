@@ -6,6 +6,7 @@
 mod logs;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -33,12 +35,14 @@ use crate::log;
 use crate::metrics::Metrics;
 use crate::net::clock::unix_ms;
 use crate::net::this_host::this_host;
+use crate::net::trust::Trust;
 use crate::net::{bind, limits};
-use crate::probe::{self, Trust};
+use crate::probe;
 use crate::proxy::{Crew, ListenError, Listens, Logs, Opened, PIPE_SIZE, Shared, Workers};
+use crate::report;
 use crate::resolve;
 use crate::session::Transport;
-use crate::snapshot::{Builder, Published, UpstreamSettings};
+use crate::snapshot::{Builder, Ended, Published, UpstreamSettings};
 use crate::source;
 use crate::store::Store;
 
@@ -48,7 +52,7 @@ const EVENTS: usize = 1024;
 const FEW_SESSIONS: usize = 1000;
 /// Outcomes that wait for the log; what comes on top is counted and lost.
 const OUTCOMES: usize = 4096;
-/// How long USR1 waits for the workers to hand on the lines they have.
+/// How long syslog servers may take for the last lines where the time of sessions is over.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// What the command line adds to config.yaml.
@@ -71,6 +75,8 @@ pub struct Gateway {
     drain: Drain,
     /// Where lines about sessions go.
     log: LogFiles,
+    /// Sends lines about sessions; ends when the workers have.
+    report: JoinHandle<()>,
     first_state: oneshot::Receiver<()>,
     /// Peers whose PROXY header the workers believe.
     real_ip_from: Arc<ArcSwap<Vec<IpMatcher>>>,
@@ -99,7 +105,16 @@ impl Gateway {
         let published = Published::default();
         let background = CancellationToken::new();
 
-        let (shared, log) = shared(&config, &published, totals.clone(), &metrics)?;
+        let (shared, log, reports) = shared(&config, &published, totals.clone(), &metrics)?;
+        let trust = Trust::new(config.ssl.trusted.as_deref());
+        let means = report::Means {
+            published: published.clone(),
+            node: shared.node.clone(),
+            host: shared.host.clone(),
+            dns: config.dns.clone(),
+            trust: trust.clone(),
+        };
+        let report = tokio::spawn(report::run(means, reports, background.clone()));
         let drain = Drain::new();
         let crew = Crew { count: config.workers, pinned: config.cpu_affinity };
         let workers = Workers::start(crew, &shared, &drain.watch()).context("cannot start workers")?;
@@ -133,6 +148,7 @@ impl Gateway {
             accepted,
             descriptors: shared.descriptors.clone(),
             limits: Limits::new(shared.node.limit_keys_forgotten.clone()),
+            trust,
         };
         follow(&config, with, &background);
         Ok(Self {
@@ -143,6 +159,7 @@ impl Gateway {
             workers,
             drain,
             log,
+            report,
             first_state,
             real_ip_from: shared.real_ip_from,
             facing,
@@ -241,7 +258,10 @@ impl Gateway {
 
     /// Ends it: no new sessions, those that live have until `limit` from now, or until `hurry`.
     pub async fn stop(mut self, limit: Duration, hurry: impl Future<Output = ()>) {
-        self.drain.start(Instant::now() + limit);
+        let deadline = Instant::now() + limit;
+        self.drain.start(deadline);
+        let mut hurry = pin!(hurry);
+        let mut hurried = false;
         let finished = async {
             // Closing empties the accept queues: whoever got through to us is served.
             if let Err(errors) = self.listens.reconcile(&[]).await {
@@ -251,7 +271,8 @@ impl Gateway {
         };
         tokio::select! {
             () = finished => {}
-            () = hurry => {
+            () = &mut hurry => {
+                hurried = true;
                 self.drain.now();
                 self.drain.finished().await;
             }
@@ -260,6 +281,13 @@ impl Gateway {
         let _ = tokio::task::spawn_blocking(move || self.workers.join()).await;
         if !self.log.finish().await {
             tracing::error!("the last lines about sessions could not be written in time");
+        }
+        // Those who collect lines get what sessions have left of their time.
+        let least = Instant::now() + LAST_LINES;
+        let last = if hurried { least } else { least.max(deadline) };
+        tokio::select! {
+            _ = tokio::time::timeout_at(last, &mut self.report) => {}
+            () = hurry, if !hurried => {}
         }
         self.background.cancel();
     }
@@ -279,6 +307,8 @@ struct Following {
     descriptors: Arc<Budget>,
     /// What limits of plugins remember.
     limits: Limits,
+    /// Whom probes by https believe.
+    trust: Trust,
 }
 
 /// Starts it, and what keeps the snapshots up to date otherwise.
@@ -300,8 +330,8 @@ fn follow(config: &Config, with: Following, stop: &CancellationToken) {
         state: with.state.clone(),
         first: Some(with.first),
     };
-    let trust = Trust::new(config.ssl.trusted.as_deref());
-    let means = probe::Means { published: with.published, live, trust, descriptors: with.descriptors };
+    let (trust, descriptors) = (with.trust, with.descriptors);
+    let means = probe::Means { published: with.published, live, trust, descriptors };
     tokio::spawn(probe::run(means, snapshots, stop.clone()));
     tokio::spawn(control::run(control, received, with.accepted, stop.clone()));
     let means = discovery::Means {
@@ -339,13 +369,13 @@ fn listening(config: &Config) -> usize {
     config.listens.iter().map(|listen| if listen.transport == Transport::Udp { 2 } else { 1 }).sum()
 }
 
-/// What the workers share, with the limits of the process, and what writes the outcomes they hand on.
+/// What the workers share, with the limits of the process, and where the outcomes arrive that they hand on.
 fn shared(
     config: &Config,
     published: &Published,
     totals: Arc<Totals>,
     metrics: &Metrics,
-) -> anyhow::Result<(Shared, LogFiles)> {
+) -> anyhow::Result<(Shared, LogFiles, mpsc::Receiver<Arc<Ended>>)> {
     let descriptors = limits::raise_descriptors().context("cannot raise the limit on descriptors")?;
     let pipes = limits::for_pipes(descriptors, PIPE_SIZE);
     let free = limits::for_sessions(descriptors, listening(config) * config.workers + 2 * pipes);
@@ -367,7 +397,7 @@ fn shared(
     }
     metrics.udp_associations_limit.set(crate::metrics::count(udp_associations));
     let (outcomes, received) = mpsc::channel(OUTCOMES);
-    let (reports, _) = mpsc::channel(OUTCOMES);
+    let (reports, received_reports) = mpsc::channel(OUTCOMES);
     let (lasting, heard) = mpsc::channel(OUTCOMES);
     let (host, logs) = (Arc::new(this_host()), Logs { lasting: Some(lasting), ..Logs::default() });
     let log = tokio::spawn(log::outcomes(log::Heard {
@@ -394,7 +424,7 @@ fn shared(
         logs,
     };
     let log = LogFiles::start(&shared, config, log)?;
-    Ok((shared, log))
+    Ok((shared, log, received_reports))
 }
 
 /// Real addresses of the servers of pages.

@@ -20,7 +20,7 @@
 //! - [`source`] changes of objects, from etcd or a file; [`resolve`] names to addresses;
 //!   [`discovery`] services to nodes; [`control`]
 //!   events to published snapshots; [`proxy`] sessions; [`log`] a line for each ending somebody has
-//!   to look at; [`admin`] pages over HTTP
+//!   to look at; [`report`] lines to syslog servers; [`admin`] pages over HTTP
 //! - [`app`] all of it, wired
 
 pub mod addr;
@@ -46,6 +46,7 @@ pub mod plugin;
 pub mod probe;
 pub mod proxy;
 pub mod proxy_protocol;
+pub mod report;
 pub mod resolve;
 pub mod resource;
 pub mod session;

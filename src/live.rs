@@ -34,7 +34,7 @@ use crate::session::{ConnectFailure, End};
 
 mod node;
 
-pub use self::node::{Budget, Counter, NodeCounters, Permit, TlsCounters};
+pub use self::node::{Budget, Counter, Level, LineCounters, NodeCounters, Permit, TlsCounters};
 
 /// Upper bounds of the connect-time histogram, in seconds.
 pub const CONNECT_BUCKETS: [f64; 10] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];

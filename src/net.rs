@@ -15,5 +15,6 @@ pub mod limits;
 pub mod this_host;
 pub mod tls;
 pub mod transfer;
+pub mod trust;
 
 pub use self::each::each;

@@ -29,8 +29,8 @@ use crate::net::checkup;
 use crate::resource::{CheckKind, Checks};
 use crate::snapshot::{Published, Snapshot};
 
-pub use self::http::Trust;
 use self::schedule::{LastProbe, Schedule};
+pub use crate::net::trust::Trust;
 
 /// Changes that come in such a time are looked at together.
 const TOGETHER: Duration = Duration::from_millis(100);

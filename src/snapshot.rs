@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use serde_json::Value;
 
 use crate::balance::Pool;
 use crate::certs::Certificates;
@@ -23,6 +24,7 @@ use crate::store::{HeldState, Rejected, Written};
 
 mod build;
 mod merge;
+mod metadata;
 mod names;
 mod nodes;
 mod plugins;
@@ -178,6 +180,8 @@ pub struct Snapshot {
     certificates: Certificates,
     /// Certificate objects of type client.
     shown: Map<Arc<str>, Arc<Ssl>>,
+    /// Values of `plugin_metadata`, by the plugin.
+    metadata: Map<Arc<str>, Arc<Value>>,
     /// Every loaded object that pages show, whether or not a route reaches it.
     written: Map<Key, Written>,
     counts: BTreeMap<Kind, usize>,
@@ -261,6 +265,12 @@ impl Snapshot {
         };
         let found = there.filter(is_it).or_else(|| pools.iter().find(is_it)).or(there);
         found.map(|(_, pool)| pool)
+    }
+
+    /// What is said of a plugin for all its configurations: `plugin_metadata/<name>`.
+    #[must_use]
+    pub fn plugin_metadata(&self, plugin: &str) -> Option<&Arc<Value>> {
+        self.metadata.get(plugin)
     }
 
     /// A loaded object as it was written; `None` where there is none, and for certificates and secrets.

@@ -25,13 +25,14 @@ fn metrics(text: &str) -> BTreeSet<String> {
 }
 
 /// Where metrics are declared.
-const DECLARING: [&str; 6] = [
+const DECLARING: [&str; 7] = [
     "src/metrics.rs",
     "src/admin/route_metrics.rs",
     "src/admin/tls_metrics.rs",
     "src/admin/health_metrics.rs",
     "src/admin/limit_metrics.rs",
     "src/admin/refusal_metrics.rs",
+    "src/admin/report_metrics.rs",
 ];
 
 /// What the page can hold: names in quotes, where metrics are declared.

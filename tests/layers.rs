@@ -19,7 +19,7 @@ const ROWS: &[&[&str]] = &[
     &["store"],
     &["snapshot"],
     &["net"],
-    &["source", "resolve", "discovery", "control", "probe", "proxy", "log", "admin"],
+    &["source", "resolve", "discovery", "control", "probe", "proxy", "log", "report", "admin"],
     &["app"],
     &["cli"],
 ];

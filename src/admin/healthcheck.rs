@@ -7,9 +7,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::admin::time::rfc3339;
 use crate::balance::{Checked, Pool, Target};
 use crate::health::Cell;
+use crate::net::clock::rfc3339;
 use crate::resource::{Key, Kind};
 use crate::snapshot::Snapshot;
 

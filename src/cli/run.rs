@@ -77,7 +77,7 @@ fn level(config: &Config) -> String {
         // The TLS library as in the log's own levels.
         "warn" => {
             "warn,rustls=error,streamgate::app=info,streamgate::control=info,streamgate::cli=info,\
-             streamgate::resolve=info,streamgate::discovery=info,streamgate::source=info"
+             streamgate::resolve=info,streamgate::discovery=info,streamgate::source=info,streamgate::report=info"
             .to_owned()
             // Who asks for every session wants to see the normal ones, too.
             + if told { ",streamgate::session=info" } else { "" }

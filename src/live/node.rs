@@ -63,6 +63,46 @@ impl TlsCounters {
     }
 }
 
+/// A number that rises and falls.
+#[derive(Debug, Default)]
+pub struct Level(AtomicUsize);
+
+impl Level {
+    /// Rises by so many.
+    pub fn rise(&self, by: usize) {
+        self.0.fetch_add(by, Relaxed);
+    }
+
+    /// Falls by as many as it rose before.
+    pub fn fall(&self, by: usize) {
+        self.0.fetch_sub(by, Relaxed);
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn now(&self) -> usize {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Lines to syslog servers.
+#[derive(Debug, Default)]
+pub struct LineCounters {
+    /// Handed to the system on their way to a server.
+    pub sent: Counter,
+    /// Lost above `drop_limit` or `max_pending_entries`.
+    pub dropped: Counter,
+    /// Lost with a server that did not take them before their configuration or the process ended, or because
+    /// no datagram holds them.
+    pub failed: Counter,
+    /// Not made, because there is no `log_format`.
+    pub unformatted: Counter,
+    /// Made and not sent yet.
+    pub waiting: Level,
+    /// Servers that take no lines.
+    pub failing: Level,
+}
+
 /// Counters of the process, shared by all workers.
 #[derive(Debug, Default)]
 pub struct NodeCounters {
@@ -94,10 +134,12 @@ pub struct NodeCounters {
     pub access_lines_dropped: Arc<Counter>,
     /// The same of a file of the session log.
     pub session_lines_dropped: Arc<Counter>,
-    /// Lines of plugins such as syslog that never reached their sender.
-    pub reports_dropped: Counter,
     /// Keys of limit-rate that were forgotten before their buckets were full: there were too many.
     pub limit_keys_forgotten: Arc<Counter>,
+    /// Ended sessions that never reached what makes lines of them for others.
+    pub reports_dropped: Counter,
+    /// Those lines.
+    pub lines: LineCounters,
 }
 
 /// A number of things that may be in use at the same time, such as descriptors.

@@ -2,69 +2,17 @@
 //!
 //! Only the status counts. TLS says the Host header as the server name; an address is not said.
 
-use std::fmt;
 use std::net::IpAddr;
-use std::path::Path;
-use std::sync::Arc;
 
-use rustls::ClientConfig;
-use rustls::client::danger::ServerCertVerifier;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 
 use super::{Plan, Probed};
 use crate::balance::Target;
-use crate::certs::verify;
 use crate::health::Report;
 use crate::net::dial;
 use crate::net::http::{self, HttpError, Limits, Request, Secure, To};
-use crate::resource::{ActiveCheck, CheckKind, provider};
+use crate::resource::{ActiveCheck, CheckKind};
 use crate::session::ConnectFailure;
-
-/// Whom probes by https believe: the bundle of `apisix.ssl.ssl_trusted_certificate`, and anybody where
-/// `https_verify_certificate` is false.
-pub struct Trust {
-    verified: Result<Arc<ClientConfig>, String>,
-    anybody: Result<Arc<ClientConfig>, String>,
-}
-
-impl fmt::Debug for Trust {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Trust").field("problem", &self.verified.as_ref().err()).finish_non_exhaustive()
-    }
-}
-
-impl Default for Trust {
-    fn default() -> Self {
-        Self::new(None)
-    }
-}
-
-impl Trust {
-    /// Reads the bundle. What is wrong with it is told by the probes that need it.
-    #[must_use]
-    pub fn new(bundle: Option<&Path>) -> Self {
-        let verified = match bundle {
-            Some(path) => from_bundle(path).map_err(|why| format!("the CA bundle {} {why}", path.display())),
-            None => Err("there is no CA bundle; set apisix.ssl.ssl_trusted_certificate".into()),
-        };
-        Self { verified: verified.and_then(client), anybody: client(verify::anybody()) }
-    }
-}
-
-fn from_bundle(path: &Path) -> Result<Arc<dyn ServerCertVerifier>, String> {
-    let unreadable = |error| format!("cannot be read: {error}");
-    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(unreadable)?.collect();
-    verify::bundle(found.map_err(unreadable)?)
-}
-
-fn client(verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientConfig>, String> {
-    let builder = ClientConfig::builder_with_provider(provider().clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
-    let config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
-    Ok(Arc::new(config))
-}
 
 /// The result, with what was found; `None` where the status is on neither list.
 pub(super) async fn probe(plan: &Plan, target: &Target) -> Probed {
@@ -101,8 +49,9 @@ fn secure(active: &ActiveCheck, host: &str, plan: &Plan) -> Result<Option<Secure
         return Ok(None);
     }
     let trust = &plan.shared.trust;
-    let trust = if active.request.verify { &trust.verified } else { &trust.anybody };
-    let config = trust.clone().map_err(|why| format!("its certificate cannot be verified: {why}"))?;
+    let config = trust
+        .towards(active.request.verify)
+        .map_err(|why| format!("its certificate cannot be verified: {why}"))?;
     let bare = host.trim_matches(['[', ']']);
     // A Host header may carry a port, a server name may not.
     let name = if let Ok(ip) = bare.parse::<IpAddr>() {

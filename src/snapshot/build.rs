@@ -16,7 +16,7 @@ use super::merge::{Merged, Origin, merge};
 use super::names::Names;
 use super::nodes::Means;
 use super::plugins::Kit;
-use super::{Route, Snapshot, Target, UpstreamSettings};
+use super::{Route, Snapshot, Target, UpstreamSettings, metadata};
 use crate::balance::Pool;
 use crate::certs::Crypto;
 use crate::live::Live;
@@ -143,6 +143,7 @@ impl Builder {
         }
         for key in &changes.keys {
             self.keep_written(key, store);
+            metadata::keep(&mut self.snapshot.metadata, key, store);
         }
         self.snapshot.revision = store.revision();
         self.snapshot.complete = store.is_loaded();

@@ -65,6 +65,8 @@ pub(crate) struct Gateway {
     workers: Option<Workers>,
     listens: Listens,
     outcomes: mpsc::Receiver<Arc<Ended>>,
+    /// What plugins that send lines hear of.
+    pub(crate) reports: Option<mpsc::Receiver<Arc<Ended>>>,
     wanted: Vec<Listen>,
 }
 
@@ -72,6 +74,7 @@ impl Gateway {
     pub(crate) fn start(setup: &Setup) -> Self {
         let published = Published::new(ArcSwap::default());
         let (sender, outcomes) = mpsc::channel(10_000);
+        let (reports, reported) = mpsc::channel(10_000);
         let node = Arc::new(NodeCounters::default());
         let totals = Arc::<Totals>::default();
         let (sessions, pipes) = (Budget::new(setup.sessions), Budget::new(setup.pipes));
@@ -80,7 +83,7 @@ impl Gateway {
             node: node.clone(),
             totals: totals.clone(),
             outcomes: sender,
-            reports: mpsc::channel(1).0,
+            reports,
             host: Arc::default(),
             every_outcome: setup.every_outcome,
             sessions: sessions.clone(),
@@ -110,6 +113,7 @@ impl Gateway {
             workers,
             listens,
             outcomes,
+            reports: Some(reported),
             wanted: vec![],
         }
     }
