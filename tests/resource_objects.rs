@@ -172,7 +172,7 @@ fn a_broken_plugin_of_a_service_refuses_sessions_and_the_service_stays() {
         parse(Kind::Service, r#"{"plugins":{"mqtt-proxy":{},"ip-restriction":{"whitelist":["10.0.0.1"]}}}"#);
     let Object::Service(service) = parsed.object else { panic!("{:?}", parsed.object) };
     let Service { plugins, .. } = &*service;
-    assert!(plugins[0].broken.as_deref().unwrap().contains("lacks `protocol_level`"));
+    assert!(plugins[0].broken.as_ref().unwrap().text.contains("lacks `protocol_level`"));
     assert_eq!((&plugins[1].broken, &plugins[1].conf["response_code"]), (&None, &json!(403)));
     let warned: Vec<_> = parsed.warnings.iter().map(|remark| (remark.rule, &*remark.text)).collect();
     assert_eq!(warned.len(), 2, "{warned:?}");
