@@ -324,8 +324,7 @@ fn traffic_split() {
     let with = |entry: Value, upstream: Value| {
         let split = json!({"rules": [{"weighted_upstreams": [{"upstream": {"nodes": nodes()}}, entry]}]});
         json!({
-            "stream_routes": [{"id": "r", "service_id": "s"}],
-            "services": [{"id": "s", "plugins": {"traffic-split": split}}],
+            "stream_routes": [{"id": "r", "plugins": {"traffic-split": split}}],
             "upstreams": [upstream],
         })
     };
@@ -337,7 +336,7 @@ fn traffic_split() {
     let reached = with(json!({"upstream_id": "u"}), json!({"id": "u", "nodes": nodes(), "type": "ewma"}));
     finds(&reached, "CHANGES  SG-021 upstreams/u  ", "ewma");
     let more = objects(json!({"upstream": {"nodes": nodes(), "retries": 1}}));
-    finds(&more, "CHANGES  SG-131 services/s  ", "retries counts here");
+    finds(&more, "CHANGES  SG-131 stream_routes/r  ", "retries counts here");
     let ewma = objects(json!({"upstream": {"nodes": nodes(), "type": "ewma"}}));
-    finds(&ewma, "CHANGES  SG-021 services/s  ", "ewma");
+    finds(&ewma, "CHANGES  SG-021 stream_routes/r  ", "ewma");
 }
