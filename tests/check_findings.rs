@@ -336,3 +336,25 @@ async fn objects_of_etcd() {
     }
     assert!(!text.contains("services/whole"), "{text}");
 }
+
+#[test]
+fn traffic_split() {
+    let with = |entry: Value, upstream: Value| {
+        let split = json!({"rules": [{"weighted_upstreams": [{"upstream": {"nodes": nodes()}}, entry]}]});
+        json!({
+            "stream_routes": [{"id": "r", "plugins": {"traffic-split": split}}],
+            "upstreams": [upstream],
+        })
+    };
+    let objects = |entry: Value| with(entry, json!({"id": "u", "nodes": {}}));
+    let missing = objects(json!({"upstream_id": "gone"}));
+    finds(&missing, "CHANGES  SG-130 stream_routes/r  ", "upstream gone does not exist");
+    let named = objects(json!({"upstream_id": "u"}));
+    finds(&named, "WARN     stream_routes/r  ", "closed (no_node): upstream u: ");
+    let reached = with(json!({"upstream_id": "u"}), json!({"id": "u", "nodes": nodes(), "type": "ewma"}));
+    finds(&reached, "CHANGES  SG-021 upstreams/u  ", "ewma");
+    let more = objects(json!({"upstream": {"nodes": nodes(), "retries": 1}}));
+    finds(&more, "CHANGES  SG-131 stream_routes/r  ", "retries counts here");
+    let ewma = objects(json!({"upstream": {"nodes": nodes(), "type": "ewma"}}));
+    finds(&ewma, "CHANGES  SG-021 stream_routes/r  ", "ewma");
+}

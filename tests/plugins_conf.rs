@@ -8,7 +8,7 @@ use streamgate::plugin::{Armed, Attached, Plugin};
 use streamgate::resource::{Destination, Key, Kind, Object, Parsed, PluginConf, Rules, Scheme};
 
 fn read(kind: Kind, plugins: &Value) -> Parsed {
-    let variables = [("KEY", "remote_addr"), ("HOST", "10.1.0.9"), ("BAD", "s3cret value")];
+    let variables = [("KEY", "remote_addr"), ("HOST", "10.1.0.9"), ("BAD", "s3cret value"), ("LOGIC", "or")];
     let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let environment = Variables::new(variables.into());
     let rules = Rules::new(&RulesConfig { environment, ..RulesConfig::everything() });
@@ -145,7 +145,7 @@ fn no_remark_shows_a_secret() {
     let (text, broken) = told(&split(&id));
     assert!(broken && text.contains("is not allowed there"), "{text}");
     let filter =
-        json!({"traffic-split": {"rules": [{"match": [{"vars": [["$env://BAD", "$env://BAD", 1]]}]}]}});
+        json!({"traffic-split": {"rules": [{"match": [{"vars": [["$env://LOGIC", "==", "s3cret"]]}]}]}});
     assert!(told(&filter).1);
     let balancer = json!([{"upstream": {"nodes": {"10.1.0.1:80": 1}, "type": "$env://BAD"}}]);
     let (text, broken) = told(&split(&balancer));

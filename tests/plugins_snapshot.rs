@@ -203,7 +203,7 @@ fn a_choice_outlives_an_edit() {
     let to = |address: &str| json!({"upstream": {"nodes": {address: 1}}});
     let route = |entries: &[Value]| json!({"plugins": split(&json!(entries))});
     let [first, second, third] = ["10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80"].map(to);
-    let mut objects = load(&[(Kind::StreamRoute, "r", route(&[first.clone()]))]);
+    let mut objects = load(&[(Kind::StreamRoute, "r", route(std::slice::from_ref(&first)))]);
     let choice = choose(&objects, "r", false).choice.unwrap();
     let mut check = |entries: &[Value], expected: Option<&str>| {
         objects.put(Kind::StreamRoute, "r", &route(entries));

@@ -72,7 +72,7 @@ fn count(heard: &str, letter: char) -> usize {
     heard.chars().filter(|c| *c == letter).count()
 }
 
-/// What the ingress controller writes for a TCPRoute with weights: the plugin stands in the service, and all
+/// What the ingress controller writes for a `TCPRoute` with weights: the plugin stands in the service, and all
 /// routes of it share one round.
 #[test]
 fn routes_of_a_service_share_its_turns() {

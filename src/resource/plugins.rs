@@ -42,7 +42,7 @@ pub(super) fn one(
     }
     let enabled = rules.stream_plugins.iter().any(|plugin| **plugin == *name);
     let disabled = conf.pointer("/_meta/disable") == Some(&Value::Bool(true));
-    let mut made = PluginConf { enabled, disabled, ..PluginConf::default() };
+    let mut made = PluginConf { disabled, enabled, ..PluginConf::default() };
     match rules.schemas.plugin(&name) {
         _ if !enabled => unknown(rules, &name, &at, notes)?,
         None => {

@@ -56,11 +56,9 @@ pub(super) fn replace(
     secrets: &mut Vec<String>,
 ) -> Result<(), String> {
     match value {
-        Value::String(text) => {
-            if is_reference(text) {
-                *text = resolve(variables, text).map_err(|why| format!("{at} {why}"))?.into_owned();
-                secrets.push(text.clone());
-            }
+        Value::String(text) if is_reference(text) => {
+            *text = resolve(variables, text).map_err(|why| format!("{at} {why}"))?.into_owned();
+            secrets.push(text.clone());
         }
         Value::Array(list) => {
             for (place, inner) in list.iter_mut().enumerate() {

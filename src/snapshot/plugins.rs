@@ -19,13 +19,13 @@ pub(super) struct Kit {
 impl Kit {
     /// Makes them.
     pub(super) fn new(service: &Service, live: &Live) -> Self {
-        let make = |conf| {
+        let arm = |conf| {
             let owner = Key::new(Kind::Service, service.id.clone());
             let mut degraded = Vec::new();
             let armed = Armed::new(&Attached { owner, conf }, live, &mut degraded)?;
             Some((Arc::new(armed), degraded))
         };
-        let made: Vec<_> = service.plugins.iter().filter_map(make).collect();
+        let made: Vec<_> = service.plugins.iter().filter_map(arm).collect();
         let together = Plugins::new(made.iter().map(|(armed, _)| armed.clone()).collect());
         Self { made, together }
     }

@@ -106,7 +106,7 @@ fn of_route(loaded: &Loaded, route: &Route) -> Vec<Finding> {
         .plugins
         .iter()
         .filter(|armed| matches!(armed.plugin, Plugin::Unusable(_)))
-        .map(|armed| (format!("plugin {}: ", armed.class.name), armed.rule.unwrap_or("SG-001")))
+        .map(|armed| (format!("plugin {}: ", armed.class.name), armed.rule.unwrap_or("SG-050")))
         .collect();
     let mut findings: Vec<Finding> = route
         .degraded
