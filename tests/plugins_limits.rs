@@ -45,6 +45,12 @@ fn enter(addr: SocketAddr) -> Option<TcpStream> {
     talk(&mut stream).ok().map(|_| stream)
 }
 
+/// Sessions of the route that plugins refused.
+fn denied(configured: &Configured) -> u64 {
+    let stats = configured.objects.live.routes.get(&"r1".into()).unwrap();
+    stats.ended_count(End::PluginDenied)
+}
+
 #[track_caller]
 fn until_nothing_is_counted(configured: &Configured) {
     poll_until("end of all counts", || (configured.objects.live.limits.remembered().0 == 0).then_some(()));
@@ -72,7 +78,7 @@ fn of_200_clients_at_once_as_many_enter_as_may() {
             clients.into_iter().filter_map(|client| client.join().unwrap()).collect()
         });
         assert_eq!(entered.len(), 50, "round {round}");
-        assert_eq!(configured.gateway.ended_count(End::PluginDenied), 150 * (round + 1));
+        assert_eq!(denied(&configured), 150 * (round + 1));
         drop(entered);
         until_nothing_is_counted(&configured);
     }
@@ -191,7 +197,7 @@ fn a_rate_is_that_of_all_workers() {
     let (mut configured, addr) = gateway(&json!({"limit-rate": limit}));
     let entered = (0..20).filter_map(|_| enter(addr)).count();
     assert_eq!(entered, 5);
-    poll_until("refusals", || (configured.gateway.ended_count(End::PluginDenied) == 15).then_some(()));
+    poll_until("refusals", || (denied(&configured) == 15).then_some(()));
     let mut outcomes = std::iter::from_fn(|| Some(configured.gateway.outcome()));
     let outcome = outcomes.find(|outcome| outcome.end == End::PluginDenied).unwrap();
     let denied = outcome.denied.unwrap();
@@ -207,7 +213,7 @@ fn a_rate_is_that_of_all_workers() {
 fn check_associations(plugins: &Value, answered: usize) {
     let (mut configured, _) = gateway(plugins);
     let addr = configured.udp();
-    let refused = || configured.gateway.ended_count(End::PluginDenied);
+    let refused = || denied(&configured);
     let clients: Vec<UdpSocket> = (0..5).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     let heard = clients.iter().filter(|client| {
         client.set_nonblocking(true).unwrap();

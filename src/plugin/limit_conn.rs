@@ -15,6 +15,9 @@ pub use crate::live::limits::Place;
 /// Nothing shows it but metrics.
 const CODE: u16 = 503;
 
+/// Nobody waits less (`apisix/plugins/limit-conn/init.lua`).
+const LEAST_WAIT: Duration = Duration::from_millis(1);
+
 /// A configuration of `limit-conn`.
 #[derive(Debug)]
 pub struct LimitConn {
@@ -55,8 +58,10 @@ impl Stage for LimitConn {
             })
         };
         match entered {
-            Ok(number) if number <= self.conn => Decision::Pass,
-            Ok(number) => Decision::Wait(self.wait(number)),
+            Ok(number) => match self.wait(number) {
+                time if time < LEAST_WAIT => Decision::Pass,
+                time => Decision::Wait(time),
+            },
             Err(sessions) => {
                 let (conn, burst, key) = (self.conn, self.burst, key.shown());
                 let why = format!(
