@@ -83,7 +83,7 @@ impl LimitConn {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Instant, SystemTime};
+    use std::time::SystemTime;
 
     use serde_json::json;
 
@@ -105,7 +105,7 @@ mod tests {
             route: RouteFacts::default(),
             host: &Host::default(),
             first: &[],
-            now: Instant::now(),
+            now: tokio::time::Instant::now().into_std(),
             time: SystemTime::now(),
             kept,
             given: None,
