@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::{Value, json};
@@ -19,6 +19,7 @@ use streamgate::live::Live;
 use streamgate::plugin::{Armed, Attached, Kept, Plugins, RouteFacts, Run, Scene, Step};
 use streamgate::resource::{Key, Kind, PluginConf};
 use streamgate::session::{Host, Inbound, Transport};
+use tokio::time::Instant;
 
 fn plugins(live: &Live, name: &str, conf: Value) -> Plugins {
     let conf = PluginConf {
@@ -39,7 +40,12 @@ fn inbound(client: IpAddr) -> Inbound {
 }
 
 /// Asks about one session, whose places are given back at once.
-fn ask(plugins: &Plugins, inbound: &mut Inbound, host: &Host, times: (Instant, SystemTime)) -> Step {
+fn ask(
+    plugins: &Plugins,
+    inbound: &mut Inbound,
+    host: &Host,
+    times: (std::time::Instant, SystemTime),
+) -> Step {
     let mut kept = Kept::default();
     let mut scene = Scene {
         inbound,
@@ -64,7 +70,7 @@ fn clients(count: u32) -> Vec<Inbound> {
 }
 
 fn measure(c: &mut Criterion, name: &str, plugins: &Plugins) {
-    let (host, times) = (Host::default(), (Instant::now(), SystemTime::now()));
+    let (host, times) = (Host::default(), (Instant::now().into_std(), SystemTime::now()));
     let mut clients = clients(10_000);
     let mut at = 0;
     c.bench_function(name, |b| {
@@ -80,7 +86,7 @@ fn beside(c: &mut Criterion, name: &str, plugins: &Plugins) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            let (host, times) = (Host::default(), (Instant::now(), SystemTime::now()));
+            let (host, times) = (Host::default(), (Instant::now().into_std(), SystemTime::now()));
             let mut clients = clients(10_000);
             while !stop.load(Relaxed) {
                 for client in &mut clients {

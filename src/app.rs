@@ -101,7 +101,7 @@ impl Gateway {
         let labels = |metric| apisix_metrics::extra_labels(config.prometheus.as_ref(), metric);
         let totals = Arc::new(Totals::new(labels("stream_connection_total"), labels("stream_status")));
         let status = Arc::new(SourceStatus::new(Instant::now().into_std()));
-        let state = Arc::new(NodeState::new(kind(&config.source), unix_ms(), status.clone()));
+        let state = Arc::new(NodeState::new(kind(&config.source), unix_ms(), status));
         let published = Published::default();
         let background = CancellationToken::new();
 
@@ -143,7 +143,6 @@ impl Gateway {
             published: published.clone(),
             metrics,
             state: state.clone(),
-            status,
             first,
             accepted,
             descriptors: shared.descriptors.clone(),
@@ -298,7 +297,6 @@ struct Following {
     published: Published,
     metrics: Metrics,
     state: Arc<NodeState>,
-    status: Arc<SourceStatus>,
     /// Told of the first full state.
     first: oneshot::Sender<()>,
     /// An operator accepts a held read.
@@ -342,7 +340,7 @@ fn follow(config: &Config, with: Following, stop: &CancellationToken) {
     };
     tokio::spawn(discovery::run(means, services, events.clone(), stop.clone()));
     tokio::spawn(resolve::run(config.dns.clone(), names, events.clone(), stop.clone()));
-    let (from, status, stop) = (config.source.clone(), with.status, stop.clone());
+    let (from, status, stop) = (config.source.clone(), with.state.status.clone(), stop.clone());
     tokio::spawn(async move { source::run(&from, events, status, stop).await });
 }
 

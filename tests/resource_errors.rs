@@ -172,7 +172,7 @@ fn checks_after_the_schema() {
     );
     route(
         &rate(json!({"rate": 1, "brust": 1})),
-        &["/plugins/limit-rate/brust is no field of a plugin limit-rate; did you mean `burst`?"],
+        &["/plugins/limit-rate/brust is no field of plugin limit-rate; did you mean `burst`?"],
     );
     route(&json!({"plugins": {"a/b": 1}}), &["/plugins/a~1b is 1; an object is allowed"]);
     upstream(

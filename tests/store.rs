@@ -230,9 +230,9 @@ fn of_our_own_plugins_config_yaml_decides_alone() {
     let mut store = loaded(rules);
     let event = Event::Put { key: Key::new(Kind::Plugins, ""), value: bytes(list), revision: 3 };
     store.apply(Batch { events: vec![event], revision: 3 }, 1000);
-    for (name, enabled) in named {
+    for ((name, enabled), revision) in named.into_iter().zip(4..) {
         let value = format!(r#"{{"plugins":{{"{name}":{{"_meta":{{"disable":true}}}}}}}}"#);
-        put(&mut store, name, &value, 4);
+        put(&mut store, name, &value, revision);
         let Object::StreamRoute(route) = &store.entry(&key(name)).unwrap().object else { panic!() };
         assert_eq!(route.plugins[0].enabled, enabled, "{name}");
     }

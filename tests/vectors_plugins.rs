@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use streamgate::live::Live;
@@ -57,7 +57,7 @@ fn ask(plugins: &Plugins, variables: &Value, kept: &mut Kept) -> Step {
         route: RouteFacts::default(),
         host: &Host::default(),
         first: &[],
-        now: Instant::now(),
+        now: tokio::time::Instant::now().into_std(),
         time: SystemTime::now(),
         kept,
         given: Some(&Variables(variables)),
@@ -106,7 +106,8 @@ fn limit_conn_counts_and_delays_as_apisix_does() {
             let step = ask(&plugins, &op["vars"], &mut kept);
             sessions.insert(session, kept);
             let delay = if let Step::Wait(time) = step { time } else { Duration::ZERO };
-            if code(&step) != op["reject"] || delay.as_secs_f64() != op["delay"].as_f64().unwrap() {
+            if code(&step) != op["reject"] || delay != Duration::from_secs_f64(op["delay"].as_f64().unwrap())
+            {
                 wrong.push(format!("{} {}: {op}: {step:?}", vector["id"], vector["conf"]));
             }
         }

@@ -15,6 +15,9 @@ pub use crate::live::limits::Place;
 /// Nothing shows it but metrics.
 const CODE: u16 = 503;
 
+/// Nobody waits less (`apisix/plugins/limit-conn/init.lua`).
+const LEAST_WAIT: Duration = Duration::from_millis(1);
+
 /// A configuration of `limit-conn`.
 #[derive(Debug)]
 pub struct LimitConn {
@@ -55,8 +58,10 @@ impl Stage for LimitConn {
             })
         };
         match entered {
-            Ok(number) if number <= self.conn => Decision::Pass,
-            Ok(number) => Decision::Wait(self.wait(number)),
+            Ok(number) => match self.wait(number) {
+                time if time < LEAST_WAIT => Decision::Pass,
+                time => Decision::Wait(time),
+            },
             Err(sessions) => {
                 let (conn, burst, key) = (self.conn, self.burst, key.shown());
                 let why = format!(
@@ -78,7 +83,7 @@ impl LimitConn {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Instant, SystemTime};
+    use std::time::SystemTime;
 
     use serde_json::json;
 
@@ -100,7 +105,7 @@ mod tests {
             route: RouteFacts::default(),
             host: &Host::default(),
             first: &[],
-            now: Instant::now(),
+            now: tokio::time::Instant::now().into_std(),
             time: SystemTime::now(),
             kept,
             given: None,

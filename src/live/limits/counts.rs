@@ -111,13 +111,13 @@ mod tests {
         let limit = limits.count("stream_routes/1 {}");
         let a = key(&limit, "a");
         let (first, place) = limit.enter(&a, 2).unwrap();
-        let (second, _place) = limit.enter(&a, 2).unwrap();
+        let (second, other) = limit.enter(&a, 2).unwrap();
         assert_eq!((first, second), (1, 2));
         assert_eq!(limit.enter(&a, 2).unwrap_err(), 2);
         assert_eq!(limit.enter(&key(&limit, "b"), 2).unwrap().0, 1);
         drop(place);
         assert_eq!(limit.enter(&a, 2).unwrap().0, 2);
-        drop(_place);
+        drop(other);
         assert_eq!(limits.remembered().0, 0);
     }
 

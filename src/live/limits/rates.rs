@@ -100,12 +100,11 @@ impl RateLimit {
         let Some(mut part) = self.buckets.table.part(&key) else { return Ok(()) };
         let known = part.at.get_mut(&*key);
         let full = taken(known.as_deref().copied(), pace, now)?;
-        match known {
-            Some(at) => *at = full,
-            None => {
-                part.make_room(now, &self.buckets.forgotten);
-                part.at.insert(key.into(), full);
-            }
+        if let Some(at) = known {
+            *at = full;
+        } else {
+            part.make_room(now, &self.buckets.forgotten);
+            part.at.insert(key.into(), full);
         }
         Ok(())
     }
@@ -176,7 +175,7 @@ mod tests {
     fn check(rate: f64, burst: f64, at_first: usize, after: &[(f64, usize)]) {
         let limits = Limits::default();
         let (limit, pace) = (limits.rate(""), Pace::new(rate, burst));
-        let mut now = Instant::now();
+        let mut now = tokio::time::Instant::now().into_std();
         let pass = |now| (0..1000).filter(|_| limit.take(&key(&limit, "a"), pace, now).is_ok()).count();
         assert_eq!(pass(now), at_first, "at first, rate {rate} burst {burst}");
         for (seconds, expected) in after {
@@ -201,7 +200,8 @@ mod tests {
     #[test]
     fn who_is_refused_is_told_how_long() {
         let limits = Limits::default();
-        let (limit, pace, now) = (limits.rate(""), Pace::new(0.1, 0.0), Instant::now());
+        let (limit, pace, now) =
+            (limits.rate(""), Pace::new(0.1, 0.0), tokio::time::Instant::now().into_std());
         let a = key(&limit, "a");
         assert_eq!(limit.look(&a, pace, now), Ok(()));
         assert_eq!(limit.take(&a, pace, now), Ok(()));
@@ -214,7 +214,8 @@ mod tests {
     #[test]
     fn full_buckets_are_forgotten() {
         let limits = Limits::default();
-        let (limit, pace, mut now) = (limits.rate(""), Pace::new(1.0, 0.0), Instant::now());
+        let (limit, pace, mut now) =
+            (limits.rate(""), Pace::new(1.0, 0.0), tokio::time::Instant::now().into_std());
         for at in 0..100_000 {
             // One key in a millisecond, each full again after a second: 1,000 are not full.
             now += Duration::from_millis(1);
@@ -228,7 +229,8 @@ mod tests {
     #[test]
     fn a_flood_of_keys_takes_no_more_memory_and_who_asks_most_stays_limited() {
         let limits = Limits::default();
-        let (limit, pace, now) = (limits.rate(""), Pace::new(0.1, 1.0), Instant::now());
+        let (limit, pace, now) =
+            (limits.rate(""), Pace::new(0.1, 1.0), tokio::time::Instant::now().into_std());
         let greedy = key(&limit, "greedy");
         limit.take(&greedy, pace, now).unwrap();
         limit.take(&greedy, pace, now).unwrap();
