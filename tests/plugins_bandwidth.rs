@@ -15,7 +15,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gateway::{
     Gateway, Setup, accept, connect, hears, hears_end, listen, poll_until, pool, reset, says, server,
@@ -26,6 +26,7 @@ use streamgate::balance::PoolSettings;
 use streamgate::resource::Timeouts;
 use streamgate::session::{End, Transport};
 use streamgate::snapshot::Target;
+use tokio::time::Instant;
 
 /// A gateway whose one route has these bounds and this idle limit, and its node.
 fn serving(conf: &Value, idle: Duration) -> (Gateway, SocketAddr, TcpListener) {
@@ -142,7 +143,7 @@ fn a_reset_ends_a_session_that_has_to_wait() {
     hears(&mut upstream, &bytes(100_000)[..50]);
     reset(client);
     gateway.ends_with(End::ClientReset);
-    let heard = poll_until("end", || match upstream.read(&mut [0; 65_536]) {
+    let heard = poll_until("end", || match upstream.read(&mut [0; 4096]) {
         Ok(count) => (count == 0).then_some(false),
         Err(_) => Some(true),
     });

@@ -37,7 +37,7 @@ fn check_prefixes(bytes: &[u8], whole: &Reading<'_>) {
     for cut in cuts(bytes, bytes.len()) {
         match read(&bytes[..cut]) {
             Reading::Need(count) => {
-                assert!(count > cut && count <= coming.max(5), "cut after {cut}: {count}")
+                assert!(count > cut && count <= coming.max(5), "cut after {cut}: {count}");
             }
             verdict => assert_eq!(verdict, *whole, "cut after {cut}"),
         }
@@ -65,7 +65,7 @@ fn check_connect(bytes: &[u8], connect: &Connect<'_>) {
     }
     // Written anew it says the same.
     let mut body = Vec::new();
-    let mut text = |body: &mut Vec<u8>, text: &[u8]| {
+    let text = |body: &mut Vec<u8>, text: &[u8]| {
         body.extend(u16::try_from(text.len()).unwrap_or_default().to_be_bytes());
         body.extend(text);
     };

@@ -58,8 +58,8 @@ impl Rate {
         let share = self.bytes / (u64::from(self.waiting.load(Relaxed)) + 1);
         let packet = PACKET.min(self.bytes / PACKETS).min(share);
         let time = self.time(now);
-        let spare = time.saturating_add(self.ahead).saturating_sub(self.end.load(Relaxed).max(time));
-        let burst = u64::try_from(u128::from(spare) * u128::from(self.bytes) / SECOND).unwrap_or(u64::MAX);
+        let early = time.saturating_add(self.ahead).saturating_sub(self.end.load(Relaxed).max(time));
+        let burst = u64::try_from(u128::from(early) * u128::from(self.bytes) / SECOND).unwrap_or(u64::MAX);
         usize::try_from((share / TURNS).max(packet).max(burst).max(1)).unwrap_or(usize::MAX)
     }
 
@@ -238,9 +238,9 @@ impl Wanted {
 
     /// What bounds a session: itself, and the rates of its key.
     #[must_use]
-    pub fn bandwidth(&self, shared: Option<Arc<Rates>>, now: Instant) -> Bandwidth {
+    pub fn bandwidth(&self, shared: Option<&Arc<Rates>>, now: Instant) -> Bandwidth {
         let Rates { up, down } = self.rates(now);
-        let bounds = |own, way| Bounds { own, shared: shared.clone(), way, waits: false };
+        let bounds = |own, way| Bounds { own, shared: shared.cloned(), way, waits: false };
         Bandwidth { up: bounds(up, Way::Up), down: bounds(down, Way::Down) }
     }
 }
@@ -319,9 +319,13 @@ impl Keys {
 mod tests {
     use super::*;
 
+    fn now() -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+
     /// Moves bytes for so many seconds as fast as allowed, `late` after each time it may.
     fn moved(wanted: &Wanted, seconds: u64, late: Duration) -> u64 {
-        let began = Instant::now();
+        let began = now();
         let mut bounds = wanted.bandwidth(None, began).up;
         let (mut now, mut moved) = (began, 0);
         while now < began + Duration::from_secs(seconds) {
@@ -351,7 +355,7 @@ mod tests {
     #[test]
     fn a_burst_comes_at_once_and_then_the_rate() {
         let wanted = Wanted { up: Some(1000), burst: Some(5000), down: None };
-        let now = Instant::now();
+        let now = now();
         let mut bounds = wanted.bandwidth(None, now).up;
         assert_eq!(bounds.turn(now), 5000);
         assert!(bounds.reserve(5000, now).is_zero());
@@ -367,11 +371,11 @@ mod tests {
     #[test]
     fn sessions_of_a_key_take_turns() {
         let wanted = Wanted { up: Some(100_000), ..Wanted::default() };
-        let (table, began) = (Table::default(), Instant::now());
+        let (table, began) = (Table::default(), now());
         let own = Wanted::default();
         let shared = || table.rates("k", &wanted, began);
         let mut sessions: Vec<_> =
-            (0..10).map(|_| (own.bandwidth(Some(shared()), began).up, began, 0, 0)).collect();
+            (0..10).map(|_| (own.bandwidth(Some(&shared()), began).up, began, 0, 0)).collect();
         let until = began + Duration::from_secs(10);
         loop {
             let (bounds, due, reserved, moved) = sessions.iter_mut().min_by_key(|(_, due, ..)| *due).unwrap();
@@ -393,12 +397,12 @@ mod tests {
     #[test]
     fn who_reconnects_still_owes() {
         let wanted = Wanted { up: Some(1000), ..Wanted::default() };
-        let (table, now) = (Table::default(), Instant::now());
-        let mut first = Wanted::default().bandwidth(Some(table.rates("k", &wanted, now)), now);
+        let (table, now) = (Table::default(), now());
+        let mut first = Wanted::default().bandwidth(Some(&table.rates("k", &wanted, now)), now);
         first.up.reserve(2000, now);
         first.up.settle(2000, 2000, now);
         drop(first);
-        let second = Wanted::default().bandwidth(Some(table.rates("k", &wanted, now)), now);
+        let second = Wanted::default().bandwidth(Some(&table.rates("k", &wanted, now)), now);
         assert!(!second.up.take(1, now), "the debt is forgotten");
         assert!(second.down.take(1, now), "there is no limit");
         assert!(second.up.take(1, now + Duration::from_secs(2)));
@@ -407,7 +411,7 @@ mod tests {
     #[test]
     fn keys_without_sessions_and_debts_go() {
         let wanted = Wanted { up: Some(1000), ..Wanted::default() };
-        let (table, now) = (Table::default(), Instant::now());
+        let (table, now) = (Table::default(), now());
         let kept = table.rates("kept", &wanted, now);
         for key in 0..10_000 {
             table.rates(&key.to_string(), &wanted, now);

@@ -54,7 +54,7 @@ impl Stage for LimitBandwidth {
         }
         let shared =
             self.shared.as_ref().map(|one| one.table.rates(&one.key.text(scene), &one.wanted, scene.now));
-        scene.kept.bandwidth = Some(self.each.bandwidth(shared, scene.now));
+        scene.kept.bandwidth = Some(self.each.bandwidth(shared.as_ref(), scene.now));
         Decision::Pass
     }
 }
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn each_session_has_its_own_and_a_key_one_for_all() {
-        let (live, now) = (Live::default(), Instant::now());
+        let (live, now) = (Live::default(), tokio::time::Instant::now().into_std());
         let plugin = compiled(&json!({"download": 1000, "key_upload": 2000}), &live).unwrap();
         let begin = |ip| begun(&plugin, ip, now, false).unwrap();
         let (first, second, other) = (begin("10.0.0.1"), begin("10.0.0.1"), begin("10.0.0.2"));
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn keys_are_variables_or_texts_with_variables() {
-        let (live, now) = (Live::default(), Instant::now());
+        let (live, now) = (Live::default(), tokio::time::Instant::now().into_std());
         let one_for_all = json!({"key_upload": 1, "key": "server_port"});
         let combined = json!({"key_upload": 1, "key": "$server_port", "key_type": "var_combination"});
         let unknown = json!({"key_upload": 1, "key": "mqtt_client_id"});
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn what_a_key_owes_outlives_the_snapshot_and_not_its_limits() {
-        let (live, now) = (Live::default(), Instant::now());
+        let (live, now) = (Live::default(), tokio::time::Instant::now().into_std());
         let conf = json!({"key_upload": 1000});
         let old = compiled(&conf, &live).unwrap();
         assert!(begun(&old, "10.0.0.1", now, false).unwrap().up.take(5000, now));

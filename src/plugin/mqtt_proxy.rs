@@ -18,8 +18,10 @@ const SHOWN: usize = 16;
 #[derive(Debug)]
 pub struct MqttProxy {
     name: Box<str>,
-    /// Any number may be written. One that is none of a byte lets nobody in.
-    level: f64,
+    /// Absent where the number is none that a client can send: then nobody is let in.
+    level: Option<u8>,
+    /// It as it is written.
+    written: Box<str>,
 }
 
 impl MqttProxy {
@@ -32,10 +34,10 @@ impl MqttProxy {
                 self.name
             ));
         }
-        if f64::from(packet.level) != self.level {
+        if Some(packet.level) != self.level {
             return Some(format!(
                 "the client's protocol level is {}, and protocol_level is {}",
-                packet.level, self.level
+                packet.level, self.written
             ));
         }
         None
@@ -47,10 +49,12 @@ impl Stage for MqttProxy {
     const PRIORITY: i32 = 1000;
 
     fn compile(conf: &Value, _ground: &Ground<'_>) -> Result<Self, String> {
-        let level = conf.get("protocol_level").and_then(Value::as_f64);
+        let written = conf.get("protocol_level").ok_or("protocol_level is missing: 3, 4 or 5")?;
+        let number = written.as_f64().unwrap_or(f64::NAN);
         Ok(Self {
             name: conf.get("protocol_name").and_then(Value::as_str).unwrap_or("MQTT").into(),
-            level: level.ok_or("protocol_level is missing: 3, 4 or 5")?,
+            level: (0..=u8::MAX).find(|level| f64::from(*level).total_cmp(&number).is_eq()),
+            written: written.to_string().into(),
         })
     }
 
@@ -73,7 +77,7 @@ impl Stage for MqttProxy {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Instant, SystemTime};
+    use std::time::SystemTime;
 
     use serde_json::json;
 
@@ -94,7 +98,7 @@ mod tests {
             route: RouteFacts::default(),
             host: &Host::default(),
             first,
-            now: Instant::now(),
+            now: tokio::time::Instant::now().into_std(),
             time: SystemTime::UNIX_EPOCH,
             kept: &mut Kept::default(),
             given: None,

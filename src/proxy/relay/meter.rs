@@ -96,16 +96,15 @@ impl Meter for Metered {
             return Poll::Ready(Ok(usize::MAX));
         }
         let now = Instant::now();
-        let (bytes, at) = match self.turn {
-            Some(turn) => turn,
-            None => {
-                let bytes = available()?.min(self.bounds.turn(now.into_std())).min(MOST);
-                if bytes == 0 {
-                    return Poll::Ready(Ok(1));
-                }
-                let wait = self.bounds.reserve(bytes, now.into_std()).min(FOR_EVER);
-                *self.turn.insert((bytes, now + wait))
+        let (bytes, at) = if let Some(turn) = self.turn {
+            turn
+        } else {
+            let bytes = available()?.min(self.bounds.turn(now.into_std())).min(MOST);
+            if bytes == 0 {
+                return Poll::Ready(Ok(1));
             }
+            let wait = self.bounds.reserve(bytes, now.into_std()).min(FOR_EVER);
+            *self.turn.insert((bytes, now + wait))
         };
         if at > now {
             self.waiting = true;
