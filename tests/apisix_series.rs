@@ -261,3 +261,42 @@ fn sessions_without_a_node_have_their_code() {
         format!("apisix_stream_status{{code=\"001\",listen_addr=\"{}\",node=\"\"}} 1\n", gateway.tcp(0));
     gateway.eventually(&line, |gateway| page(gateway).ends_with(&line));
 }
+
+/// A refusal has the code of its plugin, as far as nginx knows it, and no node.
+#[test]
+fn refusals_have_the_code_of_their_plugin() {
+    let a = echo("A");
+    let closed = |code: u16| json!({"prometheus": {}, "ip-restriction": {"blacklist": ["127.0.0.0/8"], "response_code": code}});
+    let one = json!({"conn": 1, "burst": 0, "default_conn_delay": 0.1, "key": "server_port"});
+    let mut setup = Setup::objects(&json!({"stream_routes": [
+        route("forbidden", 0, a, &closed(403)),
+        route("not-found", 1, a, &closed(404)),
+        route("full", 2, a, &json!({"prometheus": {}, "limit-conn": one})),
+        route("untold", 3, a, &json!({"ip-restriction": {"blacklist": ["127.0.0.0/8"]}})),
+    ]}));
+    setup.tcp = 4;
+    let mut gateway = setup.start();
+    let mut inside = connect(gateway.tcp(2)).unwrap();
+    assert_eq!(talk(&mut inside).unwrap(), "A");
+    for listen in [0, 1, 2, 2, 3] {
+        assert!(ask(gateway.tcp(listen)).is_err(), "{listen}");
+    }
+    let none = String::new;
+    let status = [
+        (403, gateway.tcp(0), none(), 1),
+        (400, gateway.tcp(1), none(), 1),
+        (503, gateway.tcp(2), none(), 2),
+    ];
+    check_status(&mut gateway, status);
+    check(
+        &mut gateway,
+        "streamgate_plugin_refusals_total",
+        "# HELP streamgate_plugin_refusals_total Sessions that a plugin refused, by stream_route and plugin\n\
+         # TYPE streamgate_plugin_refusals_total counter\n\
+         streamgate_plugin_refusals_total{route=\"forbidden\",plugin=\"ip-restriction\"} 1\n\
+         streamgate_plugin_refusals_total{route=\"not-found\",plugin=\"ip-restriction\"} 1\n\
+         streamgate_plugin_refusals_total{route=\"full\",plugin=\"limit-conn\"} 2\n\
+         streamgate_plugin_refusals_total{route=\"untold\",plugin=\"ip-restriction\"} 1\n",
+    );
+    drop(inside);
+}
