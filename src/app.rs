@@ -64,6 +64,13 @@ pub struct Options {
     pub metrics: Option<Metrics>,
 }
 
+impl Options {
+    fn metrics(&self) -> Metrics {
+        let made = || Metrics::new(&admin::kinds(), env!("CARGO_PKG_VERSION"));
+        self.metrics.clone().unwrap_or_else(made)
+    }
+}
+
 /// A running gateway.
 #[derive(Debug)]
 pub struct Gateway {
@@ -96,8 +103,7 @@ impl Gateway {
     /// Starts everything but the listens. Fails where an address cannot be had.
     pub async fn start(config: Config, options: Options) -> anyhow::Result<Self> {
         prove_free(&config, options.share_ports)?;
-        let metrics =
-            options.metrics.unwrap_or_else(|| Metrics::new(&admin::kinds(), env!("CARGO_PKG_VERSION")));
+        let metrics = options.metrics();
         let labels = |metric| apisix_metrics::extra_labels(config.prometheus.as_ref(), metric);
         let totals = Arc::new(Totals::new(labels("stream_connection_total"), labels("stream_status")));
         let status = Arc::new(SourceStatus::new(Instant::now().into_std()));

@@ -36,7 +36,7 @@ fn family(gateway: &Gateway, name: &str) -> String {
         let rest = line.trim_start_matches("# HELP ").trim_start_matches("# TYPE ");
         rest.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
     };
-    page.lines().filter(of_family).map(|line| format!("{line}\n")).collect()
+    page.split_inclusive('\n').filter(of_family).collect()
 }
 
 /// Waits until a family reads so.
@@ -70,9 +70,8 @@ fn greeting(listen: SocketAddr) -> u64 {
     header.len() as u64
 }
 
-#[test]
-fn sessions_read_as_in_apisix() {
-    let (a, (_kept, dead)) = (echo("A"), refused());
+/// Routes with the plugin and without, to a node that answers and one that does not.
+fn serving(a: SocketAddr, dead: SocketAddr) -> Gateway {
     let told = json!({"prometheus": {}});
     let by_name = json!({"prometheus": {"prefer_name": true}});
     let mut setup = Setup::objects(&json!({
@@ -90,12 +89,18 @@ fn sessions_read_as_in_apisix() {
     (setup.tcp, setup.udp) = (7, 2);
     setup.listens = vec!["", "", "", "", "", "", "proxy_protocol_to_upstream: true"];
     setup.ours = "  listens: {\"127.0.0.1:@udp0\": {responses: 1}}\n".into();
-    let mut gateway = setup.start();
+    setup.start()
+}
+
+#[test]
+fn sessions_read_as_in_apisix() {
+    let (a, (_kept, dead)) = (echo("A"), refused());
+    let mut gateway = serving(a, dead);
     let at = |listen: usize| gateway.tcp(listen);
-    let (ok, my, one, down, plain, unmatched) = (at(0), at(1), at(2), at(3), at(4), at(5));
+    let (ok, my, nameless, down, plain, unmatched) = (at(0), at(1), at(2), at(3), at(4), at(5));
     let (greeted, udp, nowhere) = (at(6), gateway.udp(0), gateway.udp(1));
 
-    for address in [ok, ok, my, one, plain] {
+    for address in [ok, ok, my, nameless, plain] {
         assert_eq!(ask(address).unwrap(), "A");
     }
     reset(ok);
@@ -122,13 +127,13 @@ fn sessions_read_as_in_apisix() {
     let status = [
         (200, ok, a, 2),
         (200, my, a, 1),
-        (200, one, a, 1),
+        (200, nameless, a, 1),
         (200, udp, a, 1),
         (400, ok, a, 1),
         (502, down, dead, 2),
     ];
     check_status(&mut gateway, status.map(|(code, listen, node, n)| (code, listen, node.to_string(), n)));
-    let idle = [my, one, down, plain, unmatched, greeted, udp, nowhere];
+    let idle = [my, nameless, down, plain, unmatched, greeted, udp, nowhere];
     check_listens(&mut gateway, [(ok, 1)].into_iter().chain(idle.map(|listen| (listen, 0))).collect());
     // What is written to a client, and to a node; what is read of a client, and of a node. A header counts
     // where it is written. Of a client that is closed at once nothing is read, but a datagram was.
@@ -136,7 +141,7 @@ fn sessions_read_as_in_apisix() {
     let moved = [
         (ok, [8, 4, 4, 8]),
         (my, once),
-        (one, once),
+        (nameless, once),
         (plain, once),
         (greeted, [header + 1, header, 0, header + 1]),
         (udp, once),
@@ -255,4 +260,43 @@ fn sessions_without_a_node_have_their_code() {
     let line =
         format!("apisix_stream_status{{code=\"001\",listen_addr=\"{}\",node=\"\"}} 1\n", gateway.tcp(0));
     gateway.eventually(&line, |gateway| page(gateway).ends_with(&line));
+}
+
+/// A refusal has the code of its plugin, as far as nginx knows it, and no node.
+#[test]
+fn refusals_have_the_code_of_their_plugin() {
+    let a = echo("A");
+    let closed = |code: u16| json!({"prometheus": {}, "ip-restriction": {"blacklist": ["127.0.0.0/8"], "response_code": code}});
+    let one = json!({"conn": 1, "burst": 0, "default_conn_delay": 0.1, "key": "server_port"});
+    let mut setup = Setup::objects(&json!({"stream_routes": [
+        route("forbidden", 0, a, &closed(403)),
+        route("not-found", 1, a, &closed(404)),
+        route("full", 2, a, &json!({"prometheus": {}, "limit-conn": one})),
+        route("untold", 3, a, &json!({"ip-restriction": {"blacklist": ["127.0.0.0/8"]}})),
+    ]}));
+    setup.tcp = 4;
+    let mut gateway = setup.start();
+    let mut inside = connect(gateway.tcp(2)).unwrap();
+    assert_eq!(talk(&mut inside).unwrap(), "A");
+    for listen in [0, 1, 2, 2, 3] {
+        assert!(ask(gateway.tcp(listen)).is_err(), "{listen}");
+    }
+    let none = String::new;
+    let status = [
+        (403, gateway.tcp(0), none(), 1),
+        (400, gateway.tcp(1), none(), 1),
+        (503, gateway.tcp(2), none(), 2),
+    ];
+    check_status(&mut gateway, status);
+    check(
+        &mut gateway,
+        "streamgate_plugin_refusals_total",
+        "# HELP streamgate_plugin_refusals_total Sessions that a plugin refused, by stream_route and plugin\n\
+         # TYPE streamgate_plugin_refusals_total counter\n\
+         streamgate_plugin_refusals_total{route=\"forbidden\",plugin=\"ip-restriction\"} 1\n\
+         streamgate_plugin_refusals_total{route=\"not-found\",plugin=\"ip-restriction\"} 1\n\
+         streamgate_plugin_refusals_total{route=\"full\",plugin=\"limit-conn\"} 2\n\
+         streamgate_plugin_refusals_total{route=\"untold\",plugin=\"ip-restriction\"} 1\n",
+    );
+    drop(inside);
 }

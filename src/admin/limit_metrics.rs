@@ -82,7 +82,7 @@ struct Memory {
 fn memory(root: &Path) -> Option<Memory> {
     let host = host_memory(root);
     let groups = groups(root);
-    let limits = groups.iter().filter_map(|group| group.memory()).chain(host);
+    let limits = groups.iter().filter_map(Group::memory).chain(host);
     // A group without a limit shows a number greater than any host has.
     let real = limits.filter(|memory| host.is_none_or(|host| memory.limit <= host.limit));
     real.min_by_key(|memory| memory.limit.saturating_sub(memory.used))
