@@ -70,10 +70,7 @@ pub struct Gateway {
     listens: Listens,
     workers: Workers,
     drain: Drain,
-    /// Writes what became of sessions; ends when the workers have.
-    log: JoinHandle<()>,
-    /// Sends lines about sessions; likewise.
-    report: JoinHandle<()>,
+    hearers: Hearers,
     first_state: oneshot::Receiver<()>,
     /// Peers whose PROXY header the workers believe.
     real_ip_from: Arc<ArcSwap<Vec<IpMatcher>>>,
@@ -102,17 +99,7 @@ impl Gateway {
         let published = Published::default();
         let background = CancellationToken::new();
 
-        let (shared, receivers) = shared(&config, &published, totals.clone(), &metrics)?;
-        let log = tokio::spawn(log::outcomes(receivers.outcomes));
-        let trust = Trust::new(config.ssl.trusted.as_deref());
-        let means = report::Means {
-            published: published.clone(),
-            node: shared.node.clone(),
-            host: shared.host.clone(),
-            dns: config.dns.clone(),
-            trust: trust.clone(),
-        };
-        let report = tokio::spawn(report::run(means, receivers.reports, background.clone()));
+        let (shared, hearers) = shared(&config, &published, totals.clone(), &metrics, &background)?;
         let drain = Drain::new();
         let crew = Crew { count: config.workers, pinned: config.cpu_affinity };
         let workers = Workers::start(crew, &shared, &drain.watch()).context("cannot start workers")?;
@@ -144,7 +131,6 @@ impl Gateway {
             first,
             accepted,
             descriptors: shared.descriptors.clone(),
-            trust,
         };
         follow(&config, with, &background);
         Ok(Self {
@@ -154,8 +140,7 @@ impl Gateway {
             listens,
             workers,
             drain,
-            log,
-            report,
+            hearers,
             first_state,
             real_ip_from: shared.real_ip_from,
             facing,
@@ -259,16 +244,51 @@ impl Gateway {
         }
         // Threads that have said goodbye end at once.
         let _ = tokio::task::spawn_blocking(move || self.workers.join()).await;
-        // It has their last outcomes and nothing more to wait for; a log that blocks is not waited for.
-        let _ = tokio::time::timeout(LAST_LINES, self.log).await;
-        // Those who collect lines get what sessions have left of their time.
-        let least = Instant::now() + LAST_LINES;
-        let last = if hurried { least } else { least.max(deadline) };
+        let soon = Instant::now() + LAST_LINES;
+        let hearers = self.hearers.finish(if hurried { soon } else { soon.max(deadline) });
         tokio::select! {
-            _ = tokio::time::timeout_at(last, &mut self.report) => {}
+            () = hearers => {}
             () = hurry, if !hurried => {}
         }
         self.background.cancel();
+    }
+}
+
+/// What became of sessions, as it arrives.
+type Outcomes = mpsc::Receiver<Arc<Ended>>;
+
+/// Those who hear what became of sessions; they end when the workers have.
+#[derive(Debug)]
+struct Hearers {
+    /// Writes it into the log.
+    log: JoinHandle<()>,
+    /// Sends lines to those who collect them.
+    report: JoinHandle<()>,
+}
+
+impl Hearers {
+    fn start(
+        (outcomes, reports): (Outcomes, Outcomes),
+        config: &Config,
+        shared: &Shared,
+        stop: &CancellationToken,
+    ) -> Self {
+        let means = report::Means {
+            published: shared.published.clone(),
+            node: shared.node.clone(),
+            host: shared.host.clone(),
+            dns: config.dns.clone(),
+            trust: Trust::new(config.ssl.trusted.as_deref()),
+        };
+        let report = tokio::spawn(report::run(means, reports, stop.clone()));
+        Self { log: tokio::spawn(log::outcomes(outcomes)), report }
+    }
+
+    /// They have the last outcomes and nothing more to wait for. A log that blocks is not waited for; those
+    /// who collect lines have until `deadline`.
+    async fn finish(self, deadline: Instant) {
+        let _ = tokio::time::timeout(LAST_LINES, self.log).await;
+        let _ = tokio::time::timeout_at(deadline, self.report).await;
     }
 }
 
@@ -284,8 +304,6 @@ struct Following {
     accepted: mpsc::Receiver<()>,
     /// Those that sessions and probes may have.
     descriptors: Arc<Budget>,
-    /// Whom probes by https believe.
-    trust: Trust,
 }
 
 /// Starts it, and what keeps the snapshots up to date otherwise.
@@ -307,8 +325,8 @@ fn follow(config: &Config, with: Following, stop: &CancellationToken) {
         state: with.state.clone(),
         first: Some(with.first),
     };
-    let (trust, descriptors) = (with.trust, with.descriptors);
-    let means = probe::Means { published: with.published, live, trust, descriptors };
+    let trust = Trust::new(config.ssl.trusted.as_deref());
+    let means = probe::Means { published: with.published, live, trust, descriptors: with.descriptors };
     tokio::spawn(probe::run(means, snapshots, stop.clone()));
     tokio::spawn(control::run(control, received, with.accepted, stop.clone()));
     let means = discovery::Means {
@@ -346,21 +364,14 @@ fn listening(config: &Config) -> usize {
     config.listens.iter().map(|listen| if listen.transport == Transport::Udp { 2 } else { 1 }).sum()
 }
 
-/// Where what became of sessions arrives.
-struct Receivers {
-    /// For the log.
-    outcomes: mpsc::Receiver<Arc<Ended>>,
-    /// For those who collect lines.
-    reports: mpsc::Receiver<Arc<Ended>>,
-}
-
-/// What the workers share, with the limits of the process, and where the outcomes arrive that they hand on.
+/// What the workers share, with the limits of the process, and who hears of the outcomes they hand on.
 fn shared(
     config: &Config,
     published: &Published,
     totals: Arc<Totals>,
     metrics: &Metrics,
-) -> anyhow::Result<(Shared, Receivers)> {
+    stop: &CancellationToken,
+) -> anyhow::Result<(Shared, Hearers)> {
     let descriptors = limits::raise_descriptors().context("cannot raise the limit on descriptors")?;
     let pipes = limits::for_pipes(descriptors, PIPE_SIZE);
     let free = limits::for_sessions(descriptors, listening(config) * config.workers + 2 * pipes);
@@ -381,8 +392,8 @@ fn shared(
         );
     }
     metrics.udp_associations_limit.set(crate::metrics::count(udp_associations));
-    let (outcomes, received) = mpsc::channel(OUTCOMES);
-    let (reports, received_reports) = mpsc::channel(OUTCOMES);
+    let (outcomes, heard) = mpsc::channel(OUTCOMES);
+    let (reports, to_report) = mpsc::channel(OUTCOMES);
     let shared = Shared {
         published: published.clone(),
         node: Arc::new(NodeCounters::default()),
@@ -399,7 +410,8 @@ fn shared(
         fallback_sni: config.ssl.fallback_sni.as_deref().map(Into::into),
         real_ip_from: Arc::new(ArcSwap::from_pointee(config.real_ip_from.clone())),
     };
-    Ok((shared, Receivers { outcomes: received, reports: received_reports }))
+    let hearers = Hearers::start((heard, to_report), config, &shared, stop);
+    Ok((shared, hearers))
 }
 
 /// Real addresses of the servers of pages.
