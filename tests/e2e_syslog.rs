@@ -1,6 +1,6 @@
 //! The syslog plugin through the binary: metadata and the list of plugins in etcd, what shares a connection,
 //! the end of the process, and a real rsyslogd as the collector.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "support/binary.rs"]
 mod binary;

@@ -1,6 +1,6 @@
 //! Lines to syslog servers of every kind: what they say, that they arrive, and that a server that is dead,
 //! slow or gone costs no session anything.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "support/binary.rs"]
 mod binary;
