@@ -14,11 +14,10 @@ use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::logs::LogFiles;
+use self::logs::Hearers;
 use crate::addr::IpMatcher;
 use crate::admin::explain::Facing;
 use crate::admin::{self, Admin, Budgets, Pages, Parts, apisix_metrics};
@@ -39,10 +38,9 @@ use crate::net::trust::Trust;
 use crate::net::{bind, limits};
 use crate::probe;
 use crate::proxy::{Crew, ListenError, Listens, Logs, Opened, PIPE_SIZE, Shared, Workers};
-use crate::report;
 use crate::resolve;
 use crate::session::Transport;
-use crate::snapshot::{Builder, Ended, Published, UpstreamSettings};
+use crate::snapshot::{Builder, Published, UpstreamSettings};
 use crate::source;
 use crate::store::Store;
 
@@ -80,10 +78,7 @@ pub struct Gateway {
     listens: Listens,
     workers: Workers,
     drain: Drain,
-    /// Where lines about sessions go.
-    log: LogFiles,
-    /// Sends lines about sessions; ends when the workers have.
-    report: JoinHandle<()>,
+    hearers: Hearers,
     first_state: oneshot::Receiver<()>,
     /// Peers whose PROXY header the workers believe.
     real_ip_from: Arc<ArcSwap<Vec<IpMatcher>>>,
@@ -104,23 +99,13 @@ impl Gateway {
     pub async fn start(config: Config, options: Options) -> anyhow::Result<Self> {
         prove_free(&config, options.share_ports)?;
         let metrics = options.metrics();
-        let labels = |metric| apisix_metrics::extra_labels(config.prometheus.as_ref(), metric);
-        let totals = Arc::new(Totals::new(labels("stream_connection_total"), labels("stream_status")));
+        let totals = totals(&config);
         let status = Arc::new(SourceStatus::new(Instant::now().into_std()));
         let state = Arc::new(NodeState::new(kind(&config.source), unix_ms(), status));
         let published = Published::default();
         let background = CancellationToken::new();
 
-        let (shared, log, reports) = shared(&config, &published, totals.clone(), &metrics)?;
-        let trust = Trust::new(config.ssl.trusted.as_deref());
-        let means = report::Means {
-            published: published.clone(),
-            node: shared.node.clone(),
-            host: shared.host.clone(),
-            dns: config.dns.clone(),
-            trust: trust.clone(),
-        };
-        let report = tokio::spawn(report::run(means, reports, background.clone()));
+        let (shared, hearers) = shared(&config, &published, totals.clone(), &metrics, &background)?;
         let drain = Drain::new();
         let crew = Crew { count: config.workers, pinned: config.cpu_affinity };
         let workers = Workers::start(crew, &shared, &drain.watch()).context("cannot start workers")?;
@@ -153,7 +138,7 @@ impl Gateway {
             accepted,
             descriptors: shared.descriptors.clone(),
             limits: Limits::new(shared.node.limit_keys_forgotten.clone()),
-            trust,
+            trust: hearers.trust.clone(),
         };
         follow(&config, with, &background);
         Ok(Self {
@@ -163,8 +148,7 @@ impl Gateway {
             listens,
             workers,
             drain,
-            log,
-            report,
+            hearers,
             first_state,
             real_ip_from: shared.real_ip_from,
             facing,
@@ -216,7 +200,7 @@ impl Gateway {
         if !refusals.is_empty() {
             bail!("{}", refusals.join("\n"));
         }
-        let opened = self.log.prepare(&config)?;
+        let opened = self.hearers.log.prepare(&config)?;
         // Before the first state there is nothing to open yet.
         if self.state.ready() {
             let report = self.listens.reconcile(&config.listens).await.map_err(|errors| told(&errors))?;
@@ -234,7 +218,7 @@ impl Gateway {
             }
         }
         self.real_ip_from.store(Arc::new(config.real_ip_from.clone()));
-        self.log.follow(&config, opened);
+        self.hearers.log.follow(&config, opened);
         self.config = config;
         self.face();
         Ok(())
@@ -245,7 +229,7 @@ impl Gateway {
     pub async fn reopen_logs(&self) {
         // A worker answers within a turn of its loop.
         let _ = tokio::time::timeout(LAST_LINES, self.workers.flush_lines()).await;
-        if self.log.reopen().await {
+        if self.hearers.log.reopen().await {
             tracing::info!(
                 "USR1: opened the files of the access log and the session log anew, where there are any"
             );
@@ -284,14 +268,11 @@ impl Gateway {
         }
         // Threads that have said goodbye end at once.
         let _ = tokio::task::spawn_blocking(move || self.workers.join()).await;
-        if !self.log.finish().await {
-            tracing::error!("the last lines about sessions could not be written in time");
-        }
         // Those who collect lines get what sessions have left of their time.
-        let least = Instant::now() + LAST_LINES;
-        let last = if hurried { least } else { least.max(deadline) };
+        let soon = Instant::now() + LAST_LINES;
+        let heard = self.hearers.finish(if hurried { soon } else { soon.max(deadline) });
         tokio::select! {
-            _ = tokio::time::timeout_at(last, &mut self.report) => {}
+            () = heard => {}
             () = hurry, if !hurried => {}
         }
         self.background.cancel();
@@ -373,13 +354,20 @@ fn listening(config: &Config) -> usize {
     config.listens.iter().map(|listen| if listen.transport == Transport::Udp { 2 } else { 1 }).sum()
 }
 
+/// What is counted beside the statistics of routes.
+fn totals(config: &Config) -> Arc<Totals> {
+    let labels = |metric| apisix_metrics::extra_labels(config.prometheus.as_ref(), metric);
+    Arc::new(Totals::new(labels("stream_connection_total"), labels("stream_status")))
+}
+
 /// What the workers share, with the limits of the process, and where the outcomes arrive that they hand on.
 fn shared(
     config: &Config,
     published: &Published,
     totals: Arc<Totals>,
     metrics: &Metrics,
-) -> anyhow::Result<(Shared, LogFiles, mpsc::Receiver<Arc<Ended>>)> {
+    stop: &CancellationToken,
+) -> anyhow::Result<(Shared, Hearers)> {
     let descriptors = limits::raise_descriptors().context("cannot raise the limit on descriptors")?;
     let pipes = limits::for_pipes(descriptors, PIPE_SIZE);
     let free = limits::for_sessions(descriptors, listening(config) * config.workers + 2 * pipes);
@@ -427,8 +415,8 @@ fn shared(
         real_ip_from: Arc::new(ArcSwap::from_pointee(config.real_ip_from.clone())),
         logs,
     };
-    let log = LogFiles::start(&shared, config, log)?;
-    Ok((shared, log, received_reports))
+    let hearers = Hearers::start(&shared, config, (log, received_reports), stop)?;
+    Ok((shared, hearers))
 }
 
 /// Real addresses of the servers of pages.

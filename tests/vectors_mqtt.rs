@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 use streamgate::live::Live;
@@ -32,7 +32,7 @@ fn answer(conf: &Value, first: &[u8]) -> Value {
         route: RouteFacts::default(),
         host: &Host::default(),
         first,
-        now: Instant::now(),
+        now: tokio::time::Instant::now().into_std(),
         time: SystemTime::UNIX_EPOCH,
         kept: &mut Kept::default(),
         given: None,

@@ -248,7 +248,7 @@ fn question(query: &str) -> Result<Question, String> {
             "tls" => tls = value.parse().map_err(|_| refused("true or false"))?,
             "others" => others = value.parse().map_err(|_| refused("a number"))?,
             "preread" => {
-                preread = explain::from_hex(&value).ok_or_else(|| refused("an even number of hex digits"))?
+                preread = explain::from_hex(&value).ok_or_else(|| refused("an even number of hex digits"))?;
             }
             _ => {
                 if let Some(variable) = name.strip_prefix("var.") {

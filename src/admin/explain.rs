@@ -358,7 +358,7 @@ impl Asked<'_> {
         answer.service = route.service.as_ref().map(ToString::to_string);
         answer.degraded = route.degraded.to_vec();
         let (mut inbound, mut kept) = (inbound.clone(), Kept::default());
-        if !self.passes(route, &mut inbound, &mut kept, answer) {
+        if !self.passes(route, now, (&mut inbound, &mut kept), answer) {
             return;
         }
         let pool = match &kept.choice {
@@ -372,14 +372,20 @@ impl Asked<'_> {
     }
 
     /// What the plugins of its route say; false where that is its end, or more has to be told first.
-    fn passes(&self, route: &Route, inbound: &mut Inbound, kept: &mut Kept, answer: &mut Answer) -> bool {
+    fn passes(
+        &self,
+        route: &Route,
+        now: Instant,
+        (inbound, kept): (&mut Inbound, &mut Kept),
+        answer: &mut Answer,
+    ) -> bool {
         let vars = Vars(&self.question.vars);
         let mut scene = Scene {
             inbound,
             route: route.facts(),
             host: &this_host(),
             first: &self.question.preread,
-            now: Instant::now(),
+            now,
             time: SystemTime::now(),
             kept,
             given: Some(&vars),

@@ -6,17 +6,64 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::live::logs::{Access, Sessions, Settings};
 use crate::live::{Counter, NodeCounters};
 use crate::log::Writer;
+use crate::net::trust::Trust;
 use crate::proxy::Shared;
+use crate::report;
 use crate::session::line::Format;
+use crate::snapshot::Ended;
 
 /// How long a file is waited for when the process ends or the files are opened anew.
 const LIMIT: Duration = Duration::from_secs(2);
+
+/// Who hears of the sessions that workers tell of.
+#[derive(Debug)]
+pub(super) struct Hearers {
+    pub(super) log: LogFiles,
+    /// Sends lines about sessions to those who collect them; ends when the workers have.
+    report: JoinHandle<()>,
+    /// Whose certificates are believed, of servers that are asked or told something.
+    pub(super) trust: Trust,
+}
+
+impl Hearers {
+    /// Begins to hear: `log` writes the session log, `reports` brings what is to be sent. Ends with `stop`
+    /// at the latest.
+    pub(super) fn start(
+        shared: &Shared,
+        config: &Config,
+        (log, reports): (JoinHandle<()>, mpsc::Receiver<Arc<Ended>>),
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let trust = Trust::new(config.ssl.trusted.as_deref());
+        let means = report::Means {
+            published: shared.published.clone(),
+            node: shared.node.clone(),
+            host: shared.host.clone(),
+            dns: config.dns.clone(),
+            trust: trust.clone(),
+        };
+        let report = tokio::spawn(report::run(means, reports, stop.clone()));
+        Ok(Self { log: LogFiles::start(shared, config, log)?, report, trust })
+    }
+
+    /// Waits until all lines are written and sent, until `last` for those that are sent.
+    pub(super) async fn finish(mut self, last: Instant) {
+        if !self.log.finish().await {
+            tracing::error!("the last lines about sessions could not be written in time");
+        }
+        // Its servers may take nothing any more: they were given their time.
+        let _ = tokio::time::timeout_at(last, &mut self.report).await;
+    }
+}
 
 /// The files that are open.
 #[derive(Debug)]

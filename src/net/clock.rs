@@ -1,9 +1,8 @@
 //! The wall clock, and how its times are written: RFC 3339 in UTC.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Seconds of a day.
-const DAY: u64 = 86_400;
+use crate::session::{Moment, Style};
 
 /// Milliseconds since 1970.
 #[must_use]
@@ -15,37 +14,17 @@ pub fn unix_ms() -> u64 {
 /// A time in UTC, given in milliseconds since 1970, such as `2026-11-24T18:05:53Z`.
 #[must_use]
 pub fn rfc3339(unix_ms: u64) -> String {
-    format!("{}Z", to_the_second(unix_ms))
+    written(unix_ms, Style::UtcSeconds)
 }
 
 /// The same with its milliseconds, such as `2026-11-24T18:05:53.042Z`.
 #[must_use]
 pub fn rfc3339_ms(unix_ms: u64) -> String {
-    format!("{}.{:03}Z", to_the_second(unix_ms), unix_ms % 1000)
+    written(unix_ms, Style::Utc)
 }
 
-fn to_the_second(unix_ms: u64) -> String {
-    let seconds = unix_ms / 1000;
-    let (year, month, day) = date(seconds / DAY);
-    let of_day = seconds % DAY;
-    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")
-}
-
-/// The date of a day since 1970. Years are counted from March on, so that a leap day is a year's last, and
-/// in rounds of 400, which all have the same days.
-fn date(since_1970: u64) -> (u64, u64, u64) {
-    const ROUND: u64 = 146_097;
-    // From the first of March of the year 0.
-    let days = since_1970 + 719_468;
-    let (round, of_round) = (days / ROUND, days % ROUND);
-    let year = (of_round - of_round / 1_460 + of_round / 36_524 - of_round / (ROUND - 1)) / 365;
-    let of_year = of_round - (365 * year + year / 4 - year / 100);
-    // From March on the lengths of months repeat every five: 153 days.
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (round * 400 + year + u64::from(month <= 2), month, day)
+fn written(unix_ms: u64, style: Style) -> String {
+    Moment { unix: Duration::from_millis(unix_ms), east: 0, style }.to_string()
 }
 
 #[cfg(test)]

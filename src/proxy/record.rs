@@ -330,7 +330,8 @@ impl Record {
         });
         let log = self.is_told(end) || self.worker.shared.every_outcome;
         let written = self.worker.output.is_on();
-        let reported = self.route.as_ref().is_some_and(|(route, _)| !route.plugins.is_silent());
+        // Without a route it is counted apart.
+        let reported = self.route.as_ref().is_none_or(|(route, _)| !route.plugins.is_silent());
         // Most sessions end normally on routes without APISIX's series: nobody would read of them.
         if !log && !written && !reported {
             return;

@@ -29,11 +29,13 @@ pub enum Style {
     Iso8601,
     /// `1970-09-28T06:00:00.000Z`: UTC to the millisecond.
     Utc,
+    /// `1970-09-28T06:00:00Z`: UTC to the second.
+    UtcSeconds,
 }
 
 impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let east = if self.style == Style::Utc { 0 } else { self.east };
+        let east = if matches!(self.style, Style::Utc | Style::UtcSeconds) { 0 } else { self.east };
         let seconds = self.unix.as_secs().saturating_add_signed(i64::from(east));
         let (year, month, day) = date(seconds / DAY);
         let of_day = seconds % DAY;
@@ -56,6 +58,9 @@ impl fmt::Display for Moment {
             Style::Utc => {
                 let millis = self.unix.subsec_millis();
                 write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+            }
+            Style::UtcSeconds => {
+                write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
             }
         }
     }
@@ -94,5 +99,6 @@ mod tests {
         check(1_700_000_000, 6 * 3600, Style::Local, "15/Nov/2023:04:13:20 +0600");
         check(1_700_000_000, -(3 * 3600 + 1800), Style::Iso8601, "2023-11-14T18:43:20-03:30");
         check(951_782_400, 0, Style::Utc, "2000-02-29T00:00:00.078Z");
+        check(951_782_400, 3600, Style::UtcSeconds, "2000-02-29T00:00:00Z");
     }
 }

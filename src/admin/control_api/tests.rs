@@ -217,7 +217,10 @@ fn questions_that_mean_nothing_are_refused() {
         ("client=%5B::1%5D:1&server=1.2.3.4", "server is \"1.2.3.4\"; IP:PORT is allowed"),
         ("client=::1&server=[::1]:1&transport=sctp", "transport is \"sctp\"; tcp or udp is allowed"),
         ("client=::1&server=[::1]:1&tls=1", "tls is \"1\"; true or false is allowed"),
-        ("port=1", "port is unknown; known are client, server, sni, transport, tls, others"),
+        (
+            "port=1",
+            "port is unknown; known are client, server, sni, transport, tls, preread, var.NAME, others",
+        ),
     ] {
         check(&snapshot, &format!("/v1/explain?{query}"), 400, &error(why));
     }

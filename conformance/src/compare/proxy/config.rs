@@ -202,7 +202,11 @@ mod tests {
             assert_eq!(among, if matches!(stage, Stage::Plain) { 2 } else { 0 });
             assert_eq!(
                 objects.matches("{\"id\"").count(),
-                ports(stage).len() + among + OTHER_ROUTES + objects.matches("ssls:").count()
+                ports(stage).len()
+                    + among
+                    + objects.matches("\"id\": \"through-").count()
+                    + OTHER_ROUTES
+                    + objects.matches("ssls:").count()
             );
             assert_eq!(objects.contains("BEGIN CERTIFICATE"), matches!(stage, Stage::Tls(_)));
         }
