@@ -11,6 +11,7 @@ pub mod limits;
 pub mod listen_stats;
 pub mod logs;
 pub mod node_state;
+pub mod recent;
 pub mod registries;
 pub mod series;
 pub mod source_status;

@@ -17,7 +17,8 @@ fn vectors(kind: &str) -> Vec<Value> {
 
 /// The answer of `explain --jsonl` to each case.
 fn explain(cases: &[Value]) -> Vec<Value> {
-    let input: String = cases.iter().map(|case| format!("{case}\n")).collect();
+    let lines: Vec<String> = cases.iter().map(Value::to_string).collect();
+    let input = lines.join("\n");
     let mut child = Command::new(env!("CARGO_BIN_EXE_streamgate"))
         .args(["explain", "--jsonl"])
         .stdin(Stdio::piped())
@@ -38,7 +39,7 @@ fn explain(cases: &[Value]) -> Vec<Value> {
 }
 
 /// One route with these plugins and these connections.
-fn case(id: &Value, plugins: &Value, connections: Vec<Value>) -> Value {
+fn case(id: &Value, plugins: &Value, connections: &[Value]) -> Value {
     json!({
         "id": id,
         "stream_routes": [{"id": "r", "plugins": plugins, "upstream_id": "own"}],
@@ -61,8 +62,9 @@ fn addresses_are_let_through_and_refused_as_in_apisix() {
         .iter()
         .map(|vector| {
             let connection = |test: &Value| json!({"remote_addr": test["remote_addr"], "server_port": 9100});
-            let connections = vector["tests"].as_array().unwrap().iter().map(connection).collect();
-            case(&vector["id"], &json!({"ip-restriction": vector["conf"]}), connections)
+            let connections: Vec<Value> =
+                vector["tests"].as_array().unwrap().iter().map(connection).collect();
+            case(&vector["id"], &json!({"ip-restriction": vector["conf"]}), &connections)
         })
         .collect();
     let mut compared = 0;
@@ -104,7 +106,7 @@ fn mqtt_clients_are_told_apart_as_in_apisix() {
         .map(|vector| {
             let connection =
                 json!({"remote_addr": "10.0.0.1", "server_port": 9100, "preread": vector["hex"]});
-            case(&vector["id"], &json!({"mqtt-proxy": vector["conf"]}), vec![connection])
+            case(&vector["id"], &json!({"mqtt-proxy": vector["conf"]}), &[connection])
         })
         .collect();
     let mut seen = [0; 3];
@@ -113,7 +115,7 @@ fn mqtt_clients_are_told_apart_as_in_apisix() {
         let told = format!("{vector}: {result}");
         match vector["result"].as_str().unwrap() {
             _ if is_quirk(vector) => {
-                assert!(result["node"].is_null() || vector["result"] == "need_more", "{told}")
+                assert!(result["node"].is_null() || vector["result"] == "need_more", "{told}");
             }
             "accept" => {
                 assert_eq!(result["node"], "10.1.0.1:80", "{told}");
@@ -144,8 +146,9 @@ fn check_expressions(asks: Asks, holds: &str, fails: &str) {
         .iter()
         .map(|vector| {
             let connection = |test: &Value| json!({"vars": test["vars"]});
-            let connections = vector["tests"].as_array().unwrap().iter().map(connection).collect();
-            case(&vector["id"], &asks(&vector["rule"]), connections)
+            let connections: Vec<Value> =
+                vector["tests"].as_array().unwrap().iter().map(connection).collect();
+            case(&vector["id"], &asks(&vector["rule"]), &connections)
         })
         .collect();
     for (vector, answer) in vectors.iter().zip(explain(&cases)) {
@@ -183,8 +186,8 @@ fn sessions_of_one_line_count_together() {
         {"weighted_upstreams": [{"upstream_id": "other", "weight": 3}, {"weight": 1}]}
     ]}});
     let answers = explain(&[
-        case(&json!(1), &limit, vec![connection.clone(); 3]),
-        case(&json!(2), &split, vec![connection; 8]),
+        case(&json!(1), &limit, &vec![connection.clone(); 3]),
+        case(&json!(2), &split, &vec![connection; 8]),
     ]);
     let [first, second, third] = results(&answers[0]) else { panic!("{}", answers[0]) };
     assert_eq!((&first["node"], &first["delay"]), (&json!("10.1.0.1:80"), &Value::Null));

@@ -194,6 +194,7 @@ mod tests {
     use super::*;
     use crate::admin::control_api::tests::checked;
     use crate::config::ExtraLabels;
+    use crate::live::recent::Recent;
     use crate::live::source_status::SourceStatus;
     use crate::session::{Course, Denied, End, Inbound, Outcome, Traffic, Transport};
 
@@ -284,13 +285,25 @@ apisix_etcd_reachable 1
         tcp.add_received(398);
         udp.add_received(2);
         tcp.add_upstream_sent(398);
-        totals.record(&outcome("127.0.0.1:19100", Some("127.0.0.1:19301"), End::ClientClosed));
-        totals.record(&outcome("127.0.0.1:19100", Some("127.0.0.1:19301"), End::UpstreamClosed));
-        totals.record(&outcome("127.0.0.1:19103", Some("127.0.0.1:19399"), End::ConnectFailed));
-        totals.record(&Outcome {
-            denied: Some(Denied { plugin: "ip-restriction", code: 403 }),
-            ..outcome("127.0.0.1:19104", None, End::PluginDenied)
-        });
+        totals.record(
+            &outcome("127.0.0.1:19100", Some("127.0.0.1:19301"), End::ClientClosed),
+            &mut Recent::default(),
+        );
+        totals.record(
+            &outcome("127.0.0.1:19100", Some("127.0.0.1:19301"), End::UpstreamClosed),
+            &mut Recent::default(),
+        );
+        totals.record(
+            &outcome("127.0.0.1:19103", Some("127.0.0.1:19399"), End::ConnectFailed),
+            &mut Recent::default(),
+        );
+        totals.record(
+            &Outcome {
+                denied: Some(Denied { plugin: "ip-restriction", code: 403 }),
+                ..outcome("127.0.0.1:19104", None, End::PluginDenied)
+            },
+            &mut Recent::default(),
+        );
         let stream = "\
 # HELP apisix_stream_active_connections Number of stream sessions currently being proxied per listening address
 # TYPE apisix_stream_active_connections gauge
@@ -339,7 +352,7 @@ apisix_upstream_status{name=\"/apisix/upstreams/h1\",ip=\"127.0.0.1\",port=\"2\"
         };
         let labels = |metric| extra_labels(Some(&prometheus), metric);
         let totals = Totals::new(labels("stream_connection_total"), labels("stream_status"));
-        totals.record(&outcome("0.0.0.0:1", None, End::ClientClosed));
+        totals.record(&outcome("0.0.0.0:1", None, End::ClientClosed), &mut Recent::default());
         let mut out = String::new();
         let state = state("file");
         render(&mut out, &prometheus.prefix, facts(&Snapshot::default(), &totals, &state));

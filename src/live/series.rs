@@ -36,10 +36,17 @@ impl<K> Default for Series<K> {
 impl<K: Clone + Eq + Hash> Series<K> {
     /// Counts one.
     pub fn count(&self, key: &K) {
-        let Some(shard) = self.shard(key) else { return };
-        if let Some(counter) = shard.load().get(key) {
+        if let Some(counter) = self.counter(key) {
             counter.fetch_add(1, Relaxed);
-            return;
+        }
+    }
+
+    /// The counter of a key, made where there is none; `None` never happens. It is the key's until that is
+    /// forgotten.
+    pub fn counter(&self, key: &K) -> Option<Arc<AtomicU64>> {
+        let shard = self.shard(key)?;
+        if let Some(counter) = shard.load().get(key) {
+            return Some(counter.clone());
         }
         let counter = Arc::new(AtomicU64::new(0));
         let before = shard.rcu(|map| {
@@ -50,9 +57,7 @@ impl<K: Clone + Eq + Hash> Series<K> {
         if !before.contains_key(key) {
             self.len.fetch_add(1, Relaxed);
         }
-        if let Some(counter) = shard.load().get(key) {
-            counter.fetch_add(1, Relaxed);
-        }
+        shard.load().get(key).cloned()
     }
 
     /// The count of this key; 0 where there is none.

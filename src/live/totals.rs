@@ -5,8 +5,10 @@
 //! log that cannot follow never costs a count.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::live::listen_stats::ListenStats;
+use crate::live::recent::{Labels, Recent};
 use crate::live::series::Series;
 use crate::live::{Registry, Stats};
 use crate::session::{Outcome, Transport};
@@ -73,6 +75,8 @@ pub struct Totals {
     pub refusals: Series<RefusalKey>,
     listens: Registry<(Transport, Arc<str>), ListenStats>,
     no_node: Arc<str>,
+    /// How often series were forgotten.
+    sweeps: AtomicU64,
 }
 
 impl Totals {
@@ -102,7 +106,7 @@ impl Totals {
     }
 
     /// Counts an ending where no route does, a refusal by its plugin, and in the APISIX series where its route has them.
-    pub fn record(&self, outcome: &Outcome) {
+    pub fn record(&self, outcome: &Outcome, recent: &mut Recent) {
         if outcome.route.is_none() {
             self.unrouted.ended(outcome.end);
         }
@@ -110,6 +114,9 @@ impl Totals {
             self.refusals.count(&RefusalKey { route: route.clone(), plugin: denied.plugin });
         }
         let Some(route) = &outcome.apisix_label else { return };
+        if self.connection_labels.is_empty() && self.status_labels.is_empty() {
+            return self.record_plain(route, outcome, recent);
+        }
         let extra = values(&self.connection_labels, outcome);
         count(&self.connections, |extra| ConnectionKey { route: route.clone(), extra }, extra);
         let status = |extra| StatusKey {
@@ -119,6 +126,22 @@ impl Totals {
             extra,
         };
         count(&self.status, status, values(&self.status_labels, outcome));
+    }
+
+    /// Counts in series that have no extra labels.
+    fn record_plain(&self, route: &Arc<str>, outcome: &Outcome, recent: &mut Recent) {
+        let labels = Labels {
+            route: route.clone(),
+            listen_addr: outcome.listen_addr.clone(),
+            node: outcome.node.as_ref().unwrap_or(&self.no_node).clone(),
+            code: outcome.apisix_code(),
+        };
+        recent.count(&labels, self.sweeps.load(Relaxed), || {
+            let Labels { route, listen_addr, node, code } = labels.clone();
+            let connection = ConnectionKey { route, extra: Box::default() };
+            let status = StatusKey { code, listen_addr, node, extra: Box::default() };
+            Some([self.connections.counter(&connection)?, self.status.counter(&status)?])
+        });
     }
 
     /// Forgets the series of routes and nodes that are loaded no more, so that configurations that
@@ -132,6 +155,8 @@ impl Totals {
         self.refusals.retain(|key| has_route(&key.route));
         self.connections.retain(|key| has_label(&key.route));
         self.status.retain(|key| key.node.is_empty() || has_node(&key.node));
+        // Afterwards: who looks a counter up in the middle looks again.
+        self.sweeps.fetch_add(1, Relaxed);
         self.listens.sweep();
     }
 }
@@ -200,18 +225,27 @@ mod tests {
     #[test]
     fn only_routes_with_the_plugin_count_in_the_apisix_series() {
         let totals = Totals::default();
-        totals.record(&Outcome { apisix_label: None, ..outcome(End::ClientClosed) });
+        totals.record(&Outcome { apisix_label: None, ..outcome(End::ClientClosed) }, &mut Recent::default());
         check(&totals, &[], &[]);
-        totals.record(&Outcome { node: Some("10.1.0.1:80".into()), ..outcome(End::ClientClosed) });
-        totals.record(&outcome(End::NoNode));
-        totals.record(&Outcome {
-            denied: Some(Denied { plugin: "ip-restriction", code: 403 }),
-            ..outcome(End::PluginDenied)
-        });
-        totals.record(&Outcome {
-            denied: Some(Denied { plugin: "ip-restriction", code: 429 }),
-            ..outcome(End::PluginDenied)
-        });
+        totals.record(
+            &Outcome { node: Some("10.1.0.1:80".into()), ..outcome(End::ClientClosed) },
+            &mut Recent::default(),
+        );
+        totals.record(&outcome(End::NoNode), &mut Recent::default());
+        totals.record(
+            &Outcome {
+                denied: Some(Denied { plugin: "ip-restriction", code: 403 }),
+                ..outcome(End::PluginDenied)
+            },
+            &mut Recent::default(),
+        );
+        totals.record(
+            &Outcome {
+                denied: Some(Denied { plugin: "ip-restriction", code: 429 }),
+                ..outcome(End::PluginDenied)
+            },
+            &mut Recent::default(),
+        );
         check(
             &totals,
             &[("r1", 4)],
@@ -222,8 +256,11 @@ mod tests {
     #[test]
     fn sessions_without_a_route_are_counted_apart() {
         let totals = Totals::default();
-        totals.record(&outcome(End::IdleTimeout));
-        totals.record(&Outcome { route: None, apisix_label: None, ..outcome(End::NoRoute) });
+        totals.record(&outcome(End::IdleTimeout), &mut Recent::default());
+        totals.record(
+            &Outcome { route: None, apisix_label: None, ..outcome(End::NoRoute) },
+            &mut Recent::default(),
+        );
         assert_eq!(totals.unrouted.ended_count(End::NoRoute), 1);
         assert_eq!(totals.unrouted.ended_count(End::IdleTimeout), 0);
     }
@@ -235,7 +272,7 @@ mod tests {
         for port in 1..=u16::try_from(MAX_EXTRA_SERIES + 5).unwrap() {
             let mut outcome = outcome(End::ClientClosed);
             outcome.inbound.client.set_port(port);
-            totals.record(&outcome);
+            totals.record(&outcome, &mut Recent::default());
         }
         let seen = totals.connections.read();
         assert_eq!(seen.len(), MAX_EXTRA_SERIES + 1);
@@ -245,9 +282,12 @@ mod tests {
     #[test]
     fn what_is_loaded_no_more_is_swept() {
         let totals = Totals::default();
-        totals.record(&Outcome { node: Some("10.1.0.1:80".into()), ..outcome(End::ClientClosed) });
-        totals.record(&outcome(End::NoNode));
-        totals.record(&denied("r1"));
+        totals.record(
+            &Outcome { node: Some("10.1.0.1:80".into()), ..outcome(End::ClientClosed) },
+            &mut Recent::default(),
+        );
+        totals.record(&outcome(End::NoNode), &mut Recent::default());
+        totals.record(&denied("r1"), &mut Recent::default());
         totals.sweep(|_| false, |_| false, |_| false);
         check(&totals, &[], &[("001", "", 1), ("403", "", 1)]);
         assert!(totals.refusals.is_empty());
@@ -261,10 +301,10 @@ mod tests {
     #[test]
     fn refusals_are_counted_by_route_and_plugin() {
         let totals = Totals::default();
-        totals.record(&outcome(End::ConnectFailed));
+        totals.record(&outcome(End::ConnectFailed), &mut Recent::default());
         assert!(totals.refusals.is_empty(), "no plugin refused it");
         for route in ["r1", "r2", "r1"] {
-            totals.record(&Outcome { apisix_label: None, ..denied(route) });
+            totals.record(&Outcome { apisix_label: None, ..denied(route) }, &mut Recent::default());
         }
         let seen = totals.refusals.read();
         let seen: Vec<_> = seen.iter().map(|(key, count)| (&*key.route, key.plugin, *count)).collect();

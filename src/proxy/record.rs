@@ -341,12 +341,15 @@ impl Record {
         let route = self.route.as_ref().map(|(route, _)| route.clone());
         let mut ended = Ended { outcome, route };
         ended.outcome.apisix_label = ended.apisix_label(&self.worker.shared.host);
-        self.worker.shared.totals.record(&ended.outcome);
+        self.worker.shared.totals.record(&ended.outcome, &mut self.worker.counted.borrow_mut());
         let log = log && (!self.bounded || self.worker.may_log_refused());
         if written {
             self.worker.output.write(&ended, &self.worker.shared);
         }
-        self.worker.tell(ended, log);
+        let reports = ended.route.as_ref().is_some_and(|route| route.plugins.sends_lines());
+        if log || reports {
+            self.worker.tell(Arc::new(ended), log, reports);
+        }
     }
 
     /// Decides whether the session log tells of it.
@@ -383,7 +386,7 @@ impl Record {
             node: self.tried.clone(),
             traffic: self.traffic,
             course: Course { failed: self.failed().into(), ..self.course(serial) },
-            ..self.account(End::Drained, None, Duration::ZERO)
+            ..self.account(self.inbound.clone(), (End::Drained, None), Duration::ZERO)
         };
         let route = self.route.as_ref().map(|(route, _)| route.clone());
         let lasting = self.worker.output.watch(Ended { outcome, route }, self.started);
@@ -395,17 +398,19 @@ impl Record {
     }
 
     fn outcome(&mut self, end: (End, Option<String>), duration: Duration, serial: u64) -> Outcome {
-        let ((end, detail), mut course) = (end, self.course(serial));
+        let mut course = self.course(serial);
         if let Some(more) = &mut self.more {
             course.failed = mem::take(&mut more.failed).into();
             course.measured = more.measured.take();
         }
+        let Inbound { transport, client, server, .. } = self.inbound;
+        let inbound = mem::replace(&mut self.inbound, Inbound::new(transport, client, server));
         Outcome {
             upstream: self.upstream.take(),
             node: self.tried.take(),
-            traffic: mem::take(&mut self.traffic),
+            traffic: self.traffic,
             course,
-            ..self.account(end, detail, duration)
+            ..self.account(inbound, end, duration)
         }
     }
 
@@ -422,9 +427,9 @@ impl Record {
     }
 
     /// What is copied of it.
-    fn account(&self, end: End, detail: Option<String>, duration: Duration) -> Outcome {
+    fn account(&self, inbound: Inbound, (end, detail): (End, Option<String>), duration: Duration) -> Outcome {
         Outcome {
-            inbound: self.inbound.clone(),
+            inbound,
             listen: self.listen.written.clone(),
             listen_addr: self.door.addr.clone(),
             apisix_label: None,

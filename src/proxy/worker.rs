@@ -13,6 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::balance::Pool;
 use crate::certs::Served;
+use crate::live::recent::Recent;
 use crate::plugin::Choice;
 use crate::proxy::Shared;
 use crate::proxy::output::Output;
@@ -42,6 +43,8 @@ pub(super) struct Worker {
     /// Which of the workers it is, and how to reach all of them.
     pub(super) place: Place,
     snapshot: RefCell<SnapshotCache>,
+    /// Counters of APISIX's series that were used last.
+    pub(super) counted: RefCell<Recent>,
     refused: RefCell<Rate>,
     complaints: RefCell<Rate>,
 }
@@ -76,6 +79,7 @@ impl Worker {
             pipes: Pipes::new(shared.pipes.clone()),
             output: Output::new(&shared.logs, place.number, place.commands.len()),
             place,
+            counted: RefCell::default(),
             refused: RefCell::new(Rate::new(REFUSED_DATAGRAMS_LOGGED, Duration::from_secs(1))),
             complaints: RefCell::new(Rate::new(1, Duration::from_secs(5))),
             shared,
@@ -158,12 +162,7 @@ impl Worker {
     }
 
     /// Hands on what became of a session: to the log, and to what reports of it elsewhere.
-    pub(super) fn tell(&self, ended: Ended, log: bool) {
-        let reports = ended.route.as_ref().is_some_and(|route| route.plugins.sends_lines());
-        if !reports && !log {
-            return;
-        }
-        let ended = Arc::new(ended);
+    pub(super) fn tell(&self, ended: Arc<Ended>, log: bool, reports: bool) {
         if reports && self.shared.reports.try_send(ended.clone()).is_err() {
             self.shared.node.reports_dropped.add_one();
         }

@@ -3,10 +3,10 @@
 
 use std::fmt;
 use std::io::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use super::{Host, Name, Style, Variable, View, WITHOUT_VALUE};
+use super::{Host, Name, Style, Transport, Variable, View, WITHOUT_VALUE};
 
 /// What is done to the bytes of values (`escape=` of `log_format`).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -148,6 +148,7 @@ impl Format {
                 Part::Variable(Some(Name::TimeIso8601)) => {
                     line.extend_from_slice(stamp.at(session).iso.as_bytes());
                 }
+                Part::Variable(Some(name)) if usual(*name, session, line) => {}
                 Part::Variable(name) => match name.and_then(|name| session.value(name)) {
                     Some(value) => put(value, self.escape, line),
                     None if self.escape == Escape::Default => line.push(b'-'),
@@ -195,29 +196,36 @@ impl Stamp {
     }
 }
 
+/// Appends what nearly every format has without the detour of a [`Variable`]; false for all else. None of
+/// it needs an escape.
+fn usual(name: Name, session: &View<'_>, line: &mut Vec<u8>) -> bool {
+    let Some(outcome) = session.outcome else { return false };
+    match name {
+        Name::RemoteAddr => match session.inbound.client_ip() {
+            IpAddr::V4(ip) => dotted(ip, line),
+            IpAddr::V6(_) => return false,
+        },
+        Name::Protocol if session.inbound.transport == Transport::Tcp => line.extend_from_slice(b"TCP"),
+        Name::Status => line.extend_from_slice(outcome.end.nginx_status().as_bytes()),
+        Name::BytesSent => number(outcome.traffic.sent, line),
+        Name::BytesReceived => number(outcome.traffic.received, line),
+        Name::SessionTime => seconds(outcome.duration, line),
+        _ => return false,
+    }
+    true
+}
+
 /// Appends a value. The usual ones are written by hand: the formatting of the standard library would
 /// cost more than all else about a line.
 fn put(value: Variable<'_>, escape: Escape, line: &mut Vec<u8>) {
     match value {
         Variable::Text(text) => escaped(text.as_bytes(), escape, line),
-        Variable::Ip(IpAddr::V4(ip)) => {
-            let [a, b, c, d] = ip.octets();
-            number(a.into(), line);
-            for octet in [b, c, d] {
-                line.push(b'.');
-                number(octet.into(), line);
-            }
-        }
+        Variable::Ip(IpAddr::V4(ip)) => dotted(ip, line),
         Variable::Binary(IpAddr::V4(ip)) => escaped(&ip.octets(), escape, line),
         Variable::Binary(IpAddr::V6(ip)) => escaped(&ip.octets(), escape, line),
         Variable::Port(port) => number(port.into(), line),
         Variable::Number(value) => number(value, line),
-        Variable::Seconds(time) => {
-            number(time.as_secs(), line);
-            let millis = time.subsec_millis();
-            let digit = |value: u32| b'0' + u8::try_from(value % 10).unwrap_or_default();
-            line.extend_from_slice(&[b'.', digit(millis / 100), digit(millis / 10), digit(millis)]);
-        }
+        Variable::Seconds(time) => seconds(time, line),
         Variable::Attempts(attempts) => {
             for (place, item) in attempts.items().enumerate() {
                 if place > 0 {
@@ -235,7 +243,37 @@ fn put(value: Variable<'_>, escape: Escape, line: &mut Vec<u8>) {
     }
 }
 
+fn dotted(ip: Ipv4Addr, line: &mut Vec<u8>) {
+    let [a, b, c, d] = ip.octets();
+    number(a.into(), line);
+    for octet in [b, c, d] {
+        line.push(b'.');
+        number(octet.into(), line);
+    }
+}
+
+fn seconds(time: Duration, line: &mut Vec<u8>) {
+    number(time.as_secs(), line);
+    let millis = time.subsec_millis();
+    line.extend_from_slice(&[b'.', digit(millis / 100), digit(millis / 10), digit(millis)]);
+}
+
+fn digit(value: u32) -> u8 {
+    b'0' + u8::try_from(value % 10).unwrap_or_default()
+}
+
 fn number(mut value: u64, line: &mut Vec<u8>) {
+    // Most are short.
+    if let Ok(small) = u32::try_from(value)
+        && small < 1000
+    {
+        match small {
+            0..10 => line.push(digit(small)),
+            10..100 => line.extend_from_slice(&[digit(small / 10), digit(small)]),
+            _ => line.extend_from_slice(&[digit(small / 100), digit(small / 10), digit(small)]),
+        }
+        return;
+    }
     let mut digits = [0; 20];
     let mut place = digits.len();
     for digit in digits.iter_mut().rev() {
