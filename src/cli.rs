@@ -40,7 +40,7 @@ enum Command {
     #[command(
         after_help = "Signals: TERM drains for 10 s, QUIT for worker_shutdown_timeout, INT or a second \
         one ends at once; HUP reads config.yaml again, opens and closes listens and keeps every session; \
-        USR1 is taken and ignored: the log goes to standard error.
+        USR1 opens the files of the access log and the session log anew.
 
 Examples:
   streamgate run -c conf/config.yaml

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub use self::judge::{Said, Verdict, judge};
-pub use self::run::{Decision, Run, Step};
+pub use self::run::{Decision, MOST_FIRST_BYTES, Run, Step};
 pub use self::scene::{Choice, Given, Kept, RouteFacts, Scene};
 use crate::expr::Expr;
 use crate::live::Live;
@@ -167,8 +167,8 @@ impl Armed {
             degraded.push(format!("plugin {}: {why}; {effect}", class.name));
             Plugin::Unusable(why.into())
         });
-        // One that does not compile was told of when the object was read; the plugin then runs always.
-        let filter = conf.conf.pointer("/_meta/filter").and_then(|filter| Expr::compile(filter).ok());
+        let filter = conf.conf.pointer("/_meta/filter");
+        let filter = filter.and_then(|filter| read_filter(class.name, filter, degraded));
         let rule = conf.broken.as_ref().and_then(|why| why.rule);
         Some(Self { class, plugin, rule, filter })
     }
@@ -178,6 +178,26 @@ impl Armed {
         let Some(filter) = &self.filter else { return true };
         filter.holds(&|name: &str| variable(name).map(Variable::text))
     }
+}
+
+/// A filter; `None` where it does not compile: the plugin then runs on every session, as in APISIX
+/// (`apisix/plugin.lua:528`). A slip in it is told of for as long as it is there.
+fn read_filter(plugin: &str, filter: &Value, degraded: &mut Vec<String>) -> Option<Expr> {
+    let expr = match Expr::compile(filter) {
+        Ok(expr) => expr,
+        Err(error) => {
+            let path = &error.path;
+            degraded.push(format!("plugin {plugin}: _meta.filter{path}: {error}; it runs on every session"));
+            return None;
+        }
+    };
+    for pattern in expr.dead_patterns() {
+        degraded.push(format!(
+            "plugin {plugin}: _meta.filter has the pattern {pattern:?}, which does not compile and never matches; mend \
+             it, or the plugin may run on no session"
+        ));
+    }
+    Some(expr)
 }
 
 /// The plugins of a route, in the order they run.
@@ -249,7 +269,34 @@ impl Plugins {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::resource::Kind;
+
+    #[track_caller]
+    fn check_filter(filter: &Value, told: &[&str]) {
+        let conf = PluginConf {
+            name: "ip-restriction".into(),
+            conf: Arc::new(json!({"blacklist": ["10.0.0.1"], "_meta": {"filter": filter}})),
+            enabled: true,
+            ..PluginConf::default()
+        };
+        let attached = Attached { owner: Key::new(Kind::StreamRoute, "1"), conf: &conf };
+        let mut degraded = Vec::new();
+        Armed::new(&attached, &Live::default(), &mut degraded).unwrap();
+        assert_eq!(degraded.len(), told.len(), "{degraded:?}");
+        for (sentence, words) in degraded.iter().zip(told) {
+            assert!(sentence.contains(words), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn a_slip_in_a_filter_is_told_of_as_long_as_it_is_there() {
+        check_filter(&json!([["remote_addr", "==", "10.0.0.1"]]), &[]);
+        check_filter(&json!([["remote_addr", "smells", "x"]]), &["it runs on every session"]);
+        check_filter(&json!([["remote_addr", "~~", "("]]), &["never matches"]);
+    }
 
     #[test]
     fn priorities_and_names_are_unique() {

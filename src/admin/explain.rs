@@ -13,7 +13,7 @@ use crate::admin::healthcheck::Why;
 use crate::balance::{Pool, PoolNode};
 use crate::config::Listen;
 use crate::net::this_host::this_host;
-use crate::plugin::{Given, Kept, Scene, judge};
+use crate::plugin::{Given, Kept, MOST_FIRST_BYTES, Scene, judge};
 use crate::resource::Kind;
 use crate::session::{End, Inbound, Transport};
 use crate::snapshot::{Route, Snapshot};
@@ -402,7 +402,12 @@ impl Asked<'_> {
         }
         let Some(wanted) = verdict.wants else { return true };
         answer.plugin = answer.plugins.last().map(|voice| voice.plugin.clone());
-        let who = answer.plugin.as_deref().unwrap_or_default();
+        let who = answer.plugin.clone().unwrap_or_default();
+        if wanted > MOST_FIRST_BYTES {
+            let why = format!("{who} needs the first {wanted} bytes; it may see {MOST_FIRST_BYTES}");
+            ends(answer, End::PrereadOverflow, why);
+            return false;
+        }
         answer.reason = Some(format!(
             "{who} looks at the first {wanted} bytes of the client before it decides; tell them in hexadecimal (preread)"
         ));

@@ -117,7 +117,11 @@ impl LogFiles {
         let format = Format::new(&log.format, log.escape).ok();
         let access = opened.access.as_ref().zip(format);
         self.settings.store(Arc::new(Settings {
-            access: access.map(|(writer, format)| Access { format, to: writer.outlet() }),
+            access: access.map(|(writer, format)| Access {
+                measured: format.measures(),
+                format,
+                to: writer.outlet(),
+            }),
             sessions: Sessions {
                 which: asked.which,
                 sample: asked.sample,

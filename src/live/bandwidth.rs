@@ -5,7 +5,9 @@
 //! they live on, and nobody has to divide anything among them. A rate that nobody uses gathers a burst.
 //! No I/O, no clock: `now` is an argument.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,6 +24,8 @@ const PACKETS: u64 = 20;
 const PACKET: u64 = 1500;
 /// Keys without a session that a table keeps for what they still owe.
 const MOST_IDLE: usize = 65_536;
+/// Keys longer than this, in bytes, are not kept as they are.
+const LONG: usize = 128;
 /// Smaller tables are not worth a sweep.
 const LEAST_TO_SWEEP: usize = 256;
 
@@ -279,6 +283,7 @@ impl Table {
     /// The rates of a key, new ones where it is not known.
     pub fn rates(&self, key: &str, wanted: &Wanted, now: Instant) -> Arc<Rates> {
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = &*keys.name(key);
         if let Some(rates) = keys.map.get(key) {
             return rates.clone();
         }
@@ -304,6 +309,17 @@ impl Table {
 }
 
 impl Keys {
+    /// What stands for a key: clients choose some, and a long one is kept as its beginning with a hash that
+    /// nobody can aim at.
+    fn name<'a>(&self, key: &'a str) -> Cow<'a, str> {
+        if key.len() <= LONG {
+            return Cow::Borrowed(key);
+        }
+        let begin = key.get(..key.floor_char_boundary(LONG / 2)).unwrap_or_default();
+        let hashes = [0_u8, 1].map(|turn| self.map.hasher().hash_one((turn, key)));
+        Cow::Owned(format!("{begin}…{:016x}{:016x}", hashes[0], hashes[1]))
+    }
+
     fn sweep(&mut self, now: Instant) {
         let mut idle = 0;
         self.map.retain(|_, rates| {
@@ -406,6 +422,18 @@ mod tests {
         assert!(!second.up.take(1, now), "the debt is forgotten");
         assert!(second.down.take(1, now), "there is no limit");
         assert!(second.up.take(1, now + Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn long_keys_are_told_apart_and_not_kept() {
+        let (table, now) = (Table::default(), Instant::now());
+        let wanted = Wanted { up: Some(1), down: None, burst: None };
+        let keys = ["a", "b"].map(|end| "x".repeat(16_000) + end);
+        let [first, second] = [&keys[0], &keys[1]].map(|key| table.rates(key, &wanted, now));
+        assert!(!Arc::ptr_eq(&first, &second));
+        assert!(Arc::ptr_eq(&first, &table.rates(&keys[0], &wanted, now)));
+        let kept: Vec<usize> = table.keys.lock().unwrap().map.keys().map(|key| key.len()).collect();
+        assert!(kept.iter().all(|length| *length < 200), "{kept:?}");
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct Settings {
 pub struct Access {
     /// How it looks.
     pub format: Format,
+    /// It shows what only the kernel knows of a connection.
+    pub measured: bool,
     /// Where it goes.
     pub to: Outlet,
 }

@@ -17,6 +17,9 @@ use crate::session::{Outcome, Transport};
 /// A label such as `$remote_addr` would else take all memory.
 const MAX_EXTRA_SERIES: usize = 10_000;
 
+/// Bytes of the value of such a label; clients choose some of them.
+const LONGEST_VALUE: usize = 256;
+
 /// A label added to an APISIX metric and the session variable it shows.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ExtraLabel {
@@ -164,7 +167,9 @@ impl Totals {
 fn values(labels: &[ExtraLabel], outcome: &Outcome) -> Box<[Box<str>]> {
     let value = |label: &ExtraLabel| {
         let name = label.variable.trim_start_matches('$');
-        outcome.inbound.variable(name).map(|value| value.to_string().into()).unwrap_or_default()
+        let mut text = outcome.inbound.variable(name).map(|value| value.to_string()).unwrap_or_default();
+        text.truncate(text.floor_char_boundary(LONGEST_VALUE));
+        text.into()
     };
     labels.iter().map(value).collect()
 }

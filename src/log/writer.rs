@@ -2,12 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use tokio::time::Instant;
 
 use crate::live::Counter;
@@ -105,8 +107,15 @@ impl Writer {
 }
 
 fn open(path: &Path) -> Result<File, OpenError> {
-    let opened = OpenOptions::new().append(true).create(true).open(path);
-    opened.map_err(|error| OpenError { path: path.to_owned(), error })
+    // A FIFO that nobody reads would be waited for, for ever: so it is refused.
+    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let opened = OpenOptions::new().append(true).create(true).custom_flags(nonblocking).open(path);
+    let blocking = |file: File| {
+        let flags = fcntl_getfl(&file)?;
+        fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
+        Ok(file)
+    };
+    opened.and_then(blocking).map_err(|error| OpenError { path: path.to_owned(), error })
 }
 
 fn write_all(messages: &Receiver<Message>, mut end: End<File>, lost: &Counter) {
@@ -213,6 +222,15 @@ mod tests {
         let error = Writer::start(Path::new("/nowhere/at/all.log"), &Arc::default()).unwrap_err();
         assert!(error.to_string().starts_with("cannot open /nowhere/at/all.log: No such file"), "{error}");
         assert!(error.to_string().ends_with("make the folder, it is not made for you"), "{error}");
+    }
+
+    #[test]
+    fn a_fifo_without_a_reader_is_refused_and_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let error = Writer::start(&path, &Arc::default()).unwrap_err().to_string();
+        assert!(error.contains("fifo"), "{error}");
     }
 
     /// A disk with room for so many bytes.

@@ -5,6 +5,10 @@ use std::time::Duration;
 use super::{Plugins, Scene};
 use crate::session::Denied;
 
+/// `preread_buffer_size` of nginx, which APISIX leaves as it is: plugins see no more first bytes, and a
+/// session whose plugin needs more is closed (`preread_overflow`).
+pub const MOST_FIRST_BYTES: usize = 16 * 1024;
+
 /// What a plugin says about a session.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Decision {

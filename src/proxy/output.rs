@@ -60,6 +60,17 @@ impl fmt::Debug for Lines {
     }
 }
 
+/// What is told of a session that is over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    /// The session log has a line.
+    pub(super) logged: bool,
+    /// The access log has a line,
+    pub(super) written: bool,
+    /// and it shows what only the kernel knows of a connection.
+    pub(super) measured: bool,
+}
+
 /// A session that is told of while it lives.
 #[derive(Debug)]
 pub(super) struct Lasting {
@@ -96,22 +107,16 @@ impl Output {
         serial + 1
     }
 
-    /// Reports whether the session log tells of such an ending: asked once a session.
-    pub(super) fn tells(&self, end: End) -> bool {
+    /// What is to be told of such an ending: asked once a session.
+    pub(super) fn tells(&self, end: End) -> Told {
         let mut lines = self.lines.borrow_mut();
         let Lines { settings, skipped, .. } = &mut *lines;
-        settings.load().sessions.tells(end, skipped)
-    }
-
-    /// Reports whether there is an access log.
-    pub(super) fn is_on(&self) -> bool {
-        self.lines.borrow_mut().settings.load().access.is_some()
-    }
-
-    /// Reports whether its lines show what only the kernel knows of a connection.
-    pub(super) fn measures(&self) -> bool {
-        let mut lines = self.lines.borrow_mut();
-        lines.settings.load().access.as_ref().is_some_and(|access| access.format.measures())
+        let settings = settings.load();
+        let logged = settings.sessions.tells(end, skipped);
+        match &settings.access {
+            None => Told { logged, written: false, measured: false },
+            Some(access) => Told { logged, written: true, measured: access.measured },
+        }
     }
 
     /// Writes the line of a session that is over.

@@ -3,7 +3,6 @@
 //! A record that is dropped without an ending was cut off by the end of its worker, so its outcome
 //! says drained. Sessions therefore need no stop signal of their own: the worker drops their tasks.
 
-use std::mem;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,7 +20,7 @@ use crate::live::ActiveGuard;
 use crate::live::listen_stats::ListenGuard;
 use crate::plugin::Kept;
 use crate::proxy::blame::blame;
-use crate::proxy::output::Lasting;
+use crate::proxy::output::{Lasting, Told};
 use crate::proxy::worker::{Refusal, Worker};
 use crate::proxy::workers::Door;
 use crate::session::{Attempt, ConnectFailure, Course, End, Inbound, Measured, Outcome, Path, Traffic};
@@ -105,8 +104,8 @@ pub(super) struct Record {
     laps: Laps,
     /// What few sessions have.
     more: Option<Box<More>>,
-    /// Whether the session log tells of it, once that is decided.
-    told: Option<bool>,
+    /// What is to be told of it, once that is decided.
+    told: Option<Told>,
     /// Made no association: its outcome is one of those whose rate is bounded.
     bounded: bool,
     /// Its TLS is left alone.
@@ -192,7 +191,7 @@ impl Record {
         let Picked { node, assigned } = picked;
         self.node = Some(InUse { stats: assigned, health: node.health, leash: node.leash });
         self.tried = Some(node.label);
-        self.laps = Laps { attempted: lap(self.started.elapsed(), TICK), ..Laps::default() };
+        self.laps = Laps::default();
     }
 
     /// Label of the node last tried; empty where none was.
@@ -244,9 +243,10 @@ impl Record {
         self.node.as_ref()?.leash.clone()
     }
 
-    /// Notes that the node was reached, after so long.
-    pub(super) fn connected(&mut self, took: Duration) {
-        self.laps.connected = lap(took, MICRO);
+    /// Notes that the node was reached, by an attempt that began then.
+    pub(super) fn connected(&mut self, began: Instant) {
+        self.laps.attempted = lap(began.saturating_duration_since(self.started), TICK);
+        self.laps.connected = lap(began.elapsed(), MICRO);
     }
 
     /// Counts a connect time on route and node. Not for UDP, where nothing is waited for.
@@ -266,11 +266,12 @@ impl Record {
 
     /// Counts bytes while the session runs.
     #[inline]
-    pub(super) fn moved(&mut self, moved: Traffic) {
+    pub(super) fn moved(&mut self, moved: Traffic, at: Instant) {
         self.traffic.received += moved.received;
         self.traffic.sent += moved.sent;
         if moved.sent > 0 && self.laps.first_byte == NEVER {
-            self.laps.first_byte = lap(self.started.elapsed(), TICK).saturating_sub(self.laps.attempted);
+            let since = at.saturating_duration_since(self.started);
+            self.laps.first_byte = lap(since, TICK).saturating_sub(self.laps.attempted);
         }
         if let Some(lasting) = self.more.as_ref().and_then(|more| more.lasting.as_ref()) {
             lasting.traffic.set(self.traffic);
@@ -293,6 +294,17 @@ impl Record {
                 stats.add_sent(moved.sent);
             }
         }
+    }
+
+    /// Counts bytes of datagrams to the node.
+    pub(super) fn received(&mut self, bytes: u64) {
+        self.moved(Traffic { received: bytes, sent: 0 }, self.started);
+    }
+
+    /// Counts bytes of datagrams to the client. The clock is asked for the first alone.
+    pub(super) fn sent(&mut self, bytes: u64) {
+        let at = if self.laps.first_byte == NEVER { Instant::now() } else { self.started };
+        self.moved(Traffic { received: 0, sent: bytes }, at);
     }
 
     /// The session ended so.
@@ -328,22 +340,23 @@ impl Record {
             self.worker.output.forget(&lasting);
             lasting.serial()
         });
-        let log = self.is_told(end) || self.worker.shared.every_outcome;
-        let written = self.worker.output.is_on();
+        let told = self.tells(end);
+        let log = told.logged || self.worker.shared.every_outcome;
         // Without a route it is counted apart.
         let reported = self.route.as_ref().is_none_or(|(route, _)| !route.plugins.is_silent());
         // Most sessions end normally on routes without APISIX's series: nobody would read of them.
-        if !log && !written && !reported {
+        if !log && !told.written && !reported {
             return;
         }
         let serial = serial.unwrap_or_else(|| self.worker.output.next_serial());
-        let outcome = self.outcome((end, detail), duration, serial);
-        let route = self.route.as_ref().map(|(route, _)| route.clone());
-        let mut ended = Ended { outcome, route };
+        let (failed, measured) =
+            self.more.take().map(|more| (more.failed, more.measured)).unwrap_or_default();
+        let mut ended = self.ended((end, detail), duration, serial, failed);
+        ended.outcome.course.measured = measured;
         ended.outcome.apisix_label = ended.apisix_label(&self.worker.shared.host);
         self.worker.shared.totals.record(&ended.outcome, &mut self.worker.counted.borrow_mut());
         let log = log && (!self.bounded || self.worker.may_log_refused());
-        if written {
+        if told.written {
             self.worker.output.write(&ended, &self.worker.shared);
         }
         let reports = ended.route.as_ref().is_some_and(|route| route.plugins.sends_lines());
@@ -352,16 +365,17 @@ impl Record {
         }
     }
 
-    /// Decides whether the session log tells of it.
-    fn is_told(&mut self, end: End) -> bool {
+    /// Decides what is to be told of it.
+    fn tells(&mut self, end: End) -> Told {
         *self.told.get_or_insert_with(|| self.worker.output.tells(end))
     }
 
     /// Asks the kernel for what it knows of the connections, where a line will show it. Before they are
     /// closed.
     pub(super) fn measure(&mut self, end: End, client: &TcpStream, upstream: Option<&TcpStream>) {
-        let sends_lines = self.route.as_ref().is_some_and(|(route, _)| route.plugins.sends_lines());
-        if !self.is_told(end) && !sends_lines && !self.worker.output.measures() {
+        let told = self.tells(end);
+        let sends_lines = || self.route.as_ref().is_some_and(|(route, _)| route.plugins.sends_lines());
+        if !told.logged && !told.measured && !sends_lines() {
             return;
         }
         let measured = Measured { client: path(client), upstream: upstream.and_then(path) };
@@ -380,70 +394,48 @@ impl Record {
                 lasting.serial()
             }
         };
-        // What it would be told as if it ended now, but nothing is taken from it.
-        let outcome = Outcome {
-            upstream: self.upstream.clone(),
-            node: self.tried.clone(),
-            traffic: self.traffic,
-            course: Course { failed: self.failed().into(), ..self.course(serial) },
-            ..self.account(self.inbound.clone(), (End::Drained, None), Duration::ZERO)
-        };
-        let route = self.route.as_ref().map(|(route, _)| route.clone());
-        let lasting = self.worker.output.watch(Ended { outcome, route }, self.started);
+        // As it would be told of if it ended now.
+        let failed = self.more.as_ref().map(|more| more.failed.clone()).unwrap_or_default();
+        let ended = self.ended((End::Drained, None), Duration::ZERO, serial, failed);
+        let lasting = self.worker.output.watch(ended, self.started);
         self.more.get_or_insert_default().lasting = lasting;
     }
 
-    fn failed(&self) -> &[Attempt] {
-        self.more.as_ref().map(|more| &*more.failed).unwrap_or_default()
-    }
-
-    fn outcome(&mut self, end: (End, Option<String>), duration: Duration, serial: u64) -> Outcome {
-        let mut course = self.course(serial);
-        if let Some(more) = &mut self.more {
-            course.failed = mem::take(&mut more.failed).into();
-            course.measured = more.measured.take();
-        }
-        let Inbound { transport, client, server, .. } = self.inbound;
-        let inbound = mem::replace(&mut self.inbound, Inbound::new(transport, client, server));
-        Outcome {
-            upstream: self.upstream.take(),
-            node: self.tried.take(),
-            traffic: self.traffic,
-            course,
-            ..self.account(inbound, end, duration)
-        }
-    }
-
-    /// How it went so far, but for what is boxed.
-    fn course(&self, serial: u64) -> Course {
-        Course {
-            serial,
-            ended: SystemTime::now(),
-            failed: Box::default(),
-            attempted: TICK * self.laps.attempted,
-            first_byte: time(self.laps.first_byte, TICK),
-            measured: None,
-        }
-    }
-
-    /// What is copied of it.
-    fn account(&self, inbound: Inbound, (end, detail): (End, Option<String>), duration: Duration) -> Outcome {
-        Outcome {
-            inbound,
-            listen: self.listen.written.clone(),
-            listen_addr: self.door.addr.clone(),
-            apisix_label: None,
-            denied: self.kept.as_ref().and_then(|kept| kept.denied),
-            route: self.route.as_ref().map(|(route, _)| route.id.clone()),
-            upstream: None,
-            node: None,
-            end,
-            detail: detail.map(String::into_boxed_str),
-            traffic: Traffic::default(),
-            attempts: self.attempts,
-            connect: time(self.laps.connected, MICRO),
-            duration,
-            course: Course::default(),
+    /// What became of it. In one piece: each part that is moved into place is copied.
+    fn ended(
+        &self,
+        (end, detail): (End, Option<String>),
+        duration: Duration,
+        serial: u64,
+        failed: Vec<Attempt>,
+    ) -> Ended {
+        let route = self.route.as_ref().map(|(route, _)| route);
+        Ended {
+            outcome: Outcome {
+                inbound: self.inbound.clone(),
+                listen: self.listen.written.clone(),
+                listen_addr: self.door.addr.clone(),
+                apisix_label: None,
+                denied: self.kept.as_ref().and_then(|kept| kept.denied),
+                route: route.map(|route| route.id.clone()),
+                upstream: self.upstream.clone(),
+                node: self.tried.clone(),
+                end,
+                detail: detail.map(String::into_boxed_str),
+                traffic: self.traffic,
+                attempts: self.attempts,
+                connect: time(self.laps.connected, MICRO),
+                duration,
+                course: Course {
+                    serial,
+                    ended: SystemTime::now(),
+                    failed: failed.into(),
+                    attempted: TICK * self.laps.attempted,
+                    first_byte: time(self.laps.first_byte, TICK),
+                    measured: None,
+                },
+            },
+            route: route.cloned(),
         }
     }
 }

@@ -68,21 +68,21 @@ pub(super) fn plain<'a>(
     lender: Lender<'a>,
     limits: Limits,
     timer: Pin<&'a mut Sleep>,
-    moved: impl FnMut(Traffic) + 'a,
+    moved: impl FnMut(Traffic, Instant) + 'a,
 ) -> impl Future<Output = Ending> + 'a {
     let ways = (Direction::new(client, upstream, lender), Direction::new(upstream, client, lender));
     relay(ways, limits, timer, moved)
 }
 
 /// Passes bytes on from the client and to it, by the one direction and the other, until both sides are
-/// done. `moved` hears of them as they move.
+/// done. `moved` hears of them as they move, and when.
 ///
 /// Not an `async fn`: that keeps a second copy of its arguments as long as it runs.
 pub(super) fn relay<'a, D: Carry<'a> + 'a>(
     (up, down): (D, D),
     limits: Limits,
     mut timer: Pin<&'a mut Sleep>,
-    mut moved: impl FnMut(Traffic) + 'a,
+    mut moved: impl FnMut(Traffic, Instant) + 'a,
 ) -> impl Future<Output = Ending> + 'a {
     let mut relay = Relay {
         up,
@@ -100,7 +100,8 @@ pub(super) fn relay<'a, D: Carry<'a> + 'a>(
             let polled = relay.poll(cx, timer.as_mut());
             let traffic = Traffic { received: relay.up.take_moved(), sent: relay.down.take_moved() };
             if traffic != Traffic::default() {
-                moved(traffic);
+                // At the very end nobody has looked at the clock.
+                moved(traffic, if polled.is_ready() { Instant::now() } else { relay.last });
             }
             polled
         })
@@ -333,7 +334,7 @@ mod tests {
         let lender = Lender { pipes: &pipes, node: &counters };
         let timer = pin!(sleep(LIMITS.idle));
         let ways = (Direction::new(&near, &far, lender), Direction::new(&far, &near, lender));
-        let mut relay = task::spawn(relay(ways, LIMITS, timer, |_| {}));
+        let mut relay = task::spawn(relay(ways, LIMITS, timer, |_, _| {}));
         assert_pending!(relay.poll());
         for (from, to) in [(&client, &node), (&node, &client), (&client, &node)] {
             pass(9).await;
@@ -353,7 +354,7 @@ mod tests {
         let lender = Lender { pipes: &pipes, node: &counters };
         let timer = pin!(sleep(LIMITS.idle));
         let ways = (Direction::new(&near, &far, lender), Direction::new(&far, &near, lender));
-        let mut relay = task::spawn(relay(ways, LIMITS, timer, |_| {}));
+        let mut relay = task::spawn(relay(ways, LIMITS, timer, |_, _| {}));
         assert_pending!(relay.poll());
         pass(9).await;
         socket2::SockRef::from(&client).shutdown(std::net::Shutdown::Write).unwrap();
@@ -376,7 +377,7 @@ mod tests {
         let lender = Lender { pipes: &pipes, node: &counters };
         let timer = pin!(sleep(LIMITS.idle));
         let ways = (Direction::new(&near, &far, lender), Direction::new(&far, &near, lender));
-        let mut relay = task::spawn(relay(ways, LIMITS, timer, |_| {}));
+        let mut relay = task::spawn(relay(ways, LIMITS, timer, |_, _| {}));
         assert_pending!(relay.poll());
         // The node reads nothing: the client fills every buffer on the way.
         let mut still = 0;

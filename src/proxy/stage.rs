@@ -18,7 +18,7 @@ use crate::balance::Pool;
 use crate::net::buffer::{Buffer, SIZE};
 use crate::net::tls::{Opened, Session};
 use crate::net::transfer::{receive, send_some};
-use crate::plugin::{Kept, Run, Scene, Step};
+use crate::plugin::{Kept, MOST_FIRST_BYTES, Run, Scene, Step};
 use crate::proxy::opening;
 use crate::proxy::record::Record;
 use crate::proxy::worker::Refusal;
@@ -27,8 +27,6 @@ use crate::snapshot::Route;
 
 /// `preread_timeout` of nginx, which APISIX leaves as it is: how long plugins wait for bytes.
 const PREREAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// `preread_buffer_size` of nginx, likewise: more first bytes are not looked at.
-const PREREAD_SIZE: usize = 16 * 1024;
 /// The code of a refusal because the first datagram is too short to decide.
 const TOO_SHORT: u16 = 503;
 
@@ -147,8 +145,8 @@ impl Speaker<'_> {
 
     /// Reads until so many bytes are there, for the plugin `who`.
     async fn until(&mut self, wanted: usize, who: &str, mut timer: Pin<&mut Sleep>) -> Result<(), Refusal> {
-        if wanted > PREREAD_SIZE {
-            let why = format!("{who} needs the first {wanted} bytes; it may see {PREREAD_SIZE}");
+        if wanted > MOST_FIRST_BYTES {
+            let why = format!("{who} needs the first {wanted} bytes; it may see {MOST_FIRST_BYTES}");
             return Err((End::PrereadOverflow, why));
         }
         while self.preread.len() < wanted {
@@ -196,7 +194,7 @@ impl Speaker<'_> {
     /// where it is, however much that is.
     fn take(&mut self) -> io::Result<Opened> {
         let mut place = Buffer::take();
-        let room = place.get_mut(..PREREAD_SIZE).unwrap_or_default();
+        let room = place.get_mut(..MOST_FIRST_BYTES).unwrap_or_default();
         let opened = match &mut self.tls {
             None => match receive(self.stream, room)? {
                 None => Opened::Blocked,
@@ -205,7 +203,7 @@ impl Speaker<'_> {
             },
             Some(tls) => {
                 let opened = tls.open(room, |sealed| {
-                    receive(self.stream, sealed.get_mut(..PREREAD_SIZE).unwrap_or_default())
+                    receive(self.stream, sealed.get_mut(..MOST_FIRST_BYTES).unwrap_or_default())
                 })?;
                 // What the session itself has to say; what does not fit leaves with the first answer.
                 tls.outgoing().send(|bytes| send_some(self.stream, bytes))?;

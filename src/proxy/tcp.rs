@@ -76,7 +76,7 @@ pub(super) fn serve(client: TcpStream, mut record: Record, permits: Permits) -> 
         record.lives();
         let (worker, limits) = (record.worker.clone(), limits(&record, idle));
         let lender = relay::Lender { pipes: &worker.pipes, node: &worker.shared.node };
-        let moved = |moved| record.moved(moved);
+        let moved = |moved, at| record.moved(moved, at);
         let ending = relayed((&client, &upstream), rest, (limits, lender), timer, moved).await;
         record.measure(ending.end, &client, Some(&upstream));
         drop((client, upstream));
@@ -97,7 +97,7 @@ fn relayed<'a>(
     rest: Option<Box<Rest>>,
     (limits, lender): (relay::Limits, relay::Lender<'a>),
     timer: Pin<&'a mut Sleep>,
-    moved: impl FnMut(Traffic) + 'a,
+    moved: impl FnMut(Traffic, Instant) + 'a,
 ) -> impl Future<Output = relay::Ending> + 'a {
     match rest {
         None => Either::Left(relay::plain(wires, lender, limits, timer, moved)),
@@ -124,7 +124,7 @@ async fn relay_rest(
     mut rest: Box<Rest>,
     (limits, lender): (relay::Limits, relay::Lender<'_>),
     timer: Pin<&mut Sleep>,
-    moved: impl FnMut(Traffic),
+    moved: impl FnMut(Traffic, Instant),
 ) -> relay::Ending {
     let leash = rest.leash.take();
     if rest.client.is_none() && rest.upstream.is_none() {
@@ -268,7 +268,7 @@ fn reach<'a>(
             };
             match outcome {
                 Ok(reached) => {
-                    record.connected(started.elapsed());
+                    record.connected(started);
                     record.count_connect(pool);
                     return Ok(reached);
                 }

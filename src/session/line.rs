@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Host, Name, Style, Transport, Variable, View, WITHOUT_VALUE};
@@ -40,8 +40,14 @@ pub struct Format {
     escape: Escape,
 }
 
+/// Bytes that are copied in one go, the last of which may be more than are wanted: for few bytes that is far
+/// cheaper than to copy just as many.
+const SHORT: usize = 16;
+
 #[derive(Clone, Debug, Eq, PartialEq)]
 enum Part {
+    /// A short one: so many of these bytes.
+    Short([u8; SHORT], usize),
     Text(Box<str>),
     /// `None`: one of those that never have a value.
     Variable(Option<Name>),
@@ -80,7 +86,7 @@ impl Format {
         while let Some(at) = rest.find('$') {
             let (literal, from) = rest.split_at(at);
             if !literal.is_empty() {
-                parts.push(Part::Text(literal.into()));
+                parts.push(Part::text(literal));
             }
             let place = text.len() - from.len();
             let after = from.trim_start_matches('$');
@@ -101,7 +107,7 @@ impl Format {
             rest = left;
         }
         if !rest.is_empty() {
-            parts.push(Part::Text(rest.into()));
+            parts.push(Part::text(rest));
         }
         Ok(Self { parts: parts.into(), escape })
     }
@@ -121,7 +127,7 @@ impl Format {
     pub fn names(&self) -> impl Iterator<Item = Name> {
         self.parts.iter().filter_map(|part| match part {
             Part::Variable(name) => *name,
-            Part::Text(_) => None,
+            Part::Short(..) | Part::Text(_) => None,
         })
     }
 
@@ -141,6 +147,7 @@ impl Format {
     pub fn write(&self, session: &View<'_>, stamp: &mut Stamp, line: &mut Vec<u8>) {
         for part in &self.parts {
             match part {
+                Part::Short(bytes, length) => short(*bytes, *length, line),
                 Part::Text(text) => line.extend_from_slice(text.as_bytes()),
                 Part::Variable(Some(Name::TimeLocal)) => {
                     line.extend_from_slice(stamp.at(session).local.as_bytes());
@@ -158,6 +165,27 @@ impl Format {
         }
         line.push(b'\n');
     }
+}
+
+impl Part {
+    fn text(text: &str) -> Self {
+        let mut bytes = [0; SHORT];
+        match bytes.get_mut(..text.len()) {
+            None => Self::Text(text.into()),
+            Some(place) => {
+                place.copy_from_slice(text.as_bytes());
+                Self::Short(bytes, text.len())
+            }
+        }
+    }
+}
+
+/// Appends the first bytes of some.
+#[inline]
+fn short(bytes: [u8; SHORT], length: usize, line: &mut Vec<u8>) {
+    let end = line.len() + length;
+    line.extend_from_slice(&bytes);
+    line.truncate(end);
 }
 
 fn known(name: &str) -> Result<Option<Name>, FormatError> {
@@ -202,7 +230,7 @@ fn usual(name: Name, session: &View<'_>, line: &mut Vec<u8>) -> bool {
     let Some(outcome) = session.outcome else { return false };
     match name {
         Name::RemoteAddr => match session.inbound.client_ip() {
-            IpAddr::V4(ip) => dotted(ip, line),
+            IpAddr::V4(ip) => address(ip.octets(), line),
             IpAddr::V6(_) => return false,
         },
         Name::Protocol if session.inbound.transport == Transport::Tcp => line.extend_from_slice(b"TCP"),
@@ -220,7 +248,8 @@ fn usual(name: Name, session: &View<'_>, line: &mut Vec<u8>) -> bool {
 fn put(value: Variable<'_>, escape: Escape, line: &mut Vec<u8>) {
     match value {
         Variable::Text(text) => escaped(text.as_bytes(), escape, line),
-        Variable::Ip(IpAddr::V4(ip)) => dotted(ip, line),
+        Variable::Word(word) => line.extend_from_slice(word.as_bytes()),
+        Variable::Ip(IpAddr::V4(ip)) => address(ip.octets(), line),
         Variable::Binary(IpAddr::V4(ip)) => escaped(&ip.octets(), escape, line),
         Variable::Binary(IpAddr::V6(ip)) => escaped(&ip.octets(), escape, line),
         Variable::Port(port) => number(port.into(), line),
@@ -243,48 +272,59 @@ fn put(value: Variable<'_>, escape: Escape, line: &mut Vec<u8>) {
     }
 }
 
-fn dotted(ip: Ipv4Addr, line: &mut Vec<u8>) {
-    let [a, b, c, d] = ip.octets();
-    number(a.into(), line);
-    for octet in [b, c, d] {
-        line.push(b'.');
-        number(octet.into(), line);
-    }
-}
-
 fn seconds(time: Duration, line: &mut Vec<u8>) {
     number(time.as_secs(), line);
     let millis = time.subsec_millis();
     line.extend_from_slice(&[b'.', digit(millis / 100), digit(millis / 10), digit(millis)]);
 }
 
+/// The last digit of a number.
+#[inline]
 fn digit(value: u32) -> u8 {
     b'0' + u8::try_from(value % 10).unwrap_or_default()
 }
 
-fn number(mut value: u64, line: &mut Vec<u8>) {
-    // Most are short.
-    if let Ok(small) = u32::try_from(value)
-        && small < 1000
-    {
-        match small {
-            0..10 => line.push(digit(small)),
-            10..100 => line.extend_from_slice(&[digit(small / 10), digit(small)]),
-            _ => line.extend_from_slice(&[digit(small / 100), digit(small / 10), digit(small)]),
+/// An address of IPv4, of at most 15 bytes.
+fn address(octets: [u8; 4], line: &mut Vec<u8>) {
+    let (mut bytes, mut end) = ([b'.'; SHORT], 0);
+    let mut push = |byte: u8| {
+        if let Some(place) = bytes.get_mut(end) {
+            *place = byte;
         }
-        return;
-    }
-    let mut digits = [0; 20];
-    let mut place = digits.len();
-    for digit in digits.iter_mut().rev() {
-        *digit = b'0' + u8::try_from(value % 10).unwrap_or_default();
-        value /= 10;
-        place -= 1;
-        if value == 0 {
-            break;
+        end += 1;
+    };
+    for (place, octet) in octets.into_iter().enumerate() {
+        let octet = u32::from(octet);
+        if place > 0 {
+            push(b'.');
         }
+        if octet >= 100 {
+            push(digit(octet / 100));
+        }
+        if octet >= 10 {
+            push(digit(octet / 10));
+        }
+        push(digit(octet));
     }
-    line.extend_from_slice(digits.get(place..).unwrap_or_default());
+    short(bytes, end, line);
+}
+
+#[inline]
+fn number(value: u64, line: &mut Vec<u8>) {
+    match u32::try_from(value) {
+        Ok(value @ 0..10) => line.push(digit(value)),
+        Ok(value) => {
+            let length = usize::try_from(value.ilog10()).unwrap_or_default() + 1;
+            let (mut bytes, mut rest) = ([0; SHORT], value);
+            for place in bytes.iter_mut().take(length).rev() {
+                *place = digit(rest);
+                rest /= 10;
+            }
+            short(bytes, length, line);
+        }
+        // Writing to a Vec cannot fail.
+        Err(_) => drop(write!(line, "{value}")),
+    }
 }
 
 fn escaped(bytes: &[u8], escape: Escape, line: &mut Vec<u8>) {

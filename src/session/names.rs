@@ -117,7 +117,57 @@ pub const WITHOUT_VALUE: &[&str] = &[
     "ssl_session_id",
 ];
 
+/// Where the value of a variable comes from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Source {
+    Client,
+    Route,
+    Outcome,
+    Host,
+}
+
 impl Name {
+    /// Where its value comes from.
+    #[inline]
+    pub(super) fn source(self) -> Source {
+        match self {
+            Self::Hostname
+            | Self::Msec
+            | Self::NginxVersion
+            | Self::Pid
+            | Self::TimeIso8601
+            | Self::TimeLocal => Source::Host,
+            Self::RouteId | Self::RouteName | Self::ServiceId | Self::ServiceName => Source::Route,
+            Self::BytesReceived
+            | Self::BytesSent
+            | Self::Connection
+            | Self::SessionTime
+            | Self::Status
+            | Self::UpstreamAddr
+            | Self::UpstreamBytesReceived
+            | Self::UpstreamBytesSent
+            | Self::UpstreamConnectTime
+            | Self::UpstreamFirstByteTime
+            | Self::UpstreamSessionTime
+            | Self::BalancerIp
+            | Self::BalancerPort
+            | Self::Attempts
+            | Self::ClientRetransmits
+            | Self::ClientRtt
+            | Self::Detail
+            | Self::End
+            | Self::Listen
+            | Self::ListenAddr
+            | Self::Plugin
+            | Self::PluginCode
+            | Self::Side
+            | Self::UpstreamId
+            | Self::UpstreamRetransmits
+            | Self::UpstreamRtt => Source::Outcome,
+            _ => Source::Client,
+        }
+    }
+
     /// The variable of that name, without its `$`; `None` where there is none with a value.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

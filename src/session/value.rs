@@ -24,6 +24,8 @@ pub enum Variable<'a> {
     Moment(Moment),
     /// One item for each attempt to reach a node, `, ` between them.
     Attempts(Attempts<'a>),
+    /// One of our own words: letters, digits, `_`, `-` and dots.
+    Word(&'static str),
     /// Anything else.
     Text(&'a str),
 }
@@ -33,7 +35,7 @@ impl<'a> Variable<'a> {
     #[must_use]
     pub fn text(self) -> Cow<'a, str> {
         match self {
-            Self::Text(text) => Cow::Borrowed(text),
+            Self::Text(text) | Self::Word(text) => Cow::Borrowed(text),
             other => Cow::Owned(other.to_string()),
         }
     }
@@ -51,7 +53,7 @@ impl fmt::Display for Variable<'_> {
             Self::Seconds(time) => write!(f, "{}.{:03}", time.as_secs(), time.subsec_millis()),
             Self::Moment(moment) => moment.fmt(f),
             Self::Attempts(attempts) => attempts.fmt(f),
-            Self::Text(text) => f.write_str(text),
+            Self::Text(text) | Self::Word(text) => f.write_str(text),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use super::names::Source;
 use super::value::{Attempts, Each};
 use super::{Brought, Host, Inbound, Measured, Name, Outcome, Path, Transport, Variable};
 
@@ -37,13 +38,12 @@ impl<'a> View<'a> {
     /// The value of a variable; `None` where the session has none.
     #[must_use]
     pub fn value(&self, name: Name) -> Option<Variable<'a>> {
-        let of_outcome = || self.outcome.and_then(|outcome| outcome.value(name));
-        let of_route = || self.route.and_then(|route| route.value(name));
-        self.inbound
-            .value(name)
-            .or_else(of_outcome)
-            .or_else(of_route)
-            .or_else(|| self.host.value(name, self.time))
+        match name.source() {
+            Source::Client => self.inbound.value(name),
+            Source::Route => self.route?.value(name),
+            Source::Outcome => self.outcome?.value(name),
+            Source::Host => self.host.value(name, self.time),
+        }
     }
 
     /// The same by its name, without its `$`.
@@ -79,8 +79,8 @@ impl Inbound {
             Name::RealipRemotePort => Variable::Port(self.peer().port()),
             Name::ServerAddr => Variable::Ip(self.server.ip()),
             Name::ServerPort => Variable::Port(self.server.port()),
-            Name::Protocol if self.transport == Transport::Tcp => Variable::Text("TCP"),
-            Name::Protocol => Variable::Text("UDP"),
+            Name::Protocol if self.transport == Transport::Tcp => Variable::Word("TCP"),
+            Name::Protocol => Variable::Word("UDP"),
             Name::SslServerName | Name::SslPrereadServerName => Variable::Text(self.sni.as_deref()?),
             Name::MqttClientId => Variable::Text(self.mqtt_client_id.as_deref()?),
             _ => return self.brought.as_ref()?.value(name),
@@ -143,7 +143,7 @@ impl Outcome {
             Name::BytesSent => Variable::Number(self.traffic.sent),
             Name::Connection => Variable::Number(self.course.serial),
             Name::SessionTime => Variable::Seconds(self.duration),
-            Name::Status => Variable::Text(self.end.nginx_status()),
+            Name::Status => Variable::Word(self.end.nginx_status()),
             Name::UpstreamAddr => list(Each::Addr)?,
             Name::UpstreamBytesReceived => list(Each::Received)?,
             Name::UpstreamBytesSent => list(Each::Sent)?,
@@ -155,8 +155,8 @@ impl Outcome {
             Name::UpstreamId => Variable::Text(self.upstream.as_deref()?),
             Name::Attempts => Variable::Number(self.attempts.into()),
             Name::Detail => Variable::Text(self.detail.as_deref()?),
-            Name::End => Variable::Text(self.end.label()),
-            Name::Side => Variable::Text(self.end.side().label()),
+            Name::End => Variable::Word(self.end.label()),
+            Name::Side => Variable::Word(self.end.side().label()),
             Name::Listen => Variable::Text(&self.listen),
             Name::ListenAddr => Variable::Text(&self.listen_addr),
             Name::Plugin => Variable::Text(self.denied?.plugin),

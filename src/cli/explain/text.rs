@@ -71,8 +71,8 @@ fn certificate(ssl: &Certificate, out: &mut impl Write) -> io::Result<()> {
 
 fn title(id: &str, name: Option<&str>) -> String {
     match name {
-        Some(name) => format!("{id} {name:?}"),
-        None => id.to_owned(),
+        Some(name) => format!("{} {name:?}", id.escape_debug()),
+        None => id.escape_debug().to_string(),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::proxy::udp::batch::Batch;
 use crate::proxy::udp::flight::{self, Part, Segments, Way};
 use crate::proxy::udp::{Inlet, PAUSE};
 use crate::proxy::worker::Worker;
-use crate::session::{End, Traffic};
+use crate::session::End;
 
 /// Passes back what nodes answer, for ever.
 pub(super) async fn pass_back(worker: &Worker, inlet: &Inlet) -> Infallible {
@@ -173,7 +173,7 @@ fn credit(worker: &Worker, batch: &Batch, first: usize, count: usize) -> usize {
     for sent in messages[..count].chunk_by(|one, next| one.owner == next.owner) {
         let bytes: usize = sent.iter().map(|message| message.bytes).sum();
         if let Some(association) = table.value_mut(sent[0].owner) {
-            association.record.moved(Traffic { received: 0, sent: bytes as u64 });
+            association.record.sent(bytes as u64);
         }
     }
     count

@@ -24,7 +24,7 @@ use crate::proxy::udp::flight::{self, Segments, Way};
 use crate::proxy::udp::nodes::Nodes;
 use crate::proxy::udp::trial::{self, Next, Trial};
 use crate::proxy::worker::{Refusal, Worker, nobody_left};
-use crate::session::{End, Inbound, Traffic, Transport};
+use crate::session::{End, Inbound, Transport};
 
 /// What the table keeps.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ impl Association {
                 }
             }
         }
-        self.record.moved(Traffic { received: bytes as u64, sent: 0 });
+        self.record.received(bytes as u64);
         told
     }
 
@@ -236,7 +236,7 @@ fn open(worker: &Worker, record: &mut Record, first: &[u8]) -> Result<Opened, Re
         record.attempt(picked);
         match datagram::connect(addr) {
             Ok(upstream) => {
-                record.connected(now.elapsed());
+                record.connected(now);
                 record.lives();
                 let limits = Limits {
                     idle: record.listen.idle_timeout.unwrap_or(pool.settings.timeouts.idle),

@@ -100,7 +100,7 @@ impl Trial {
             let began = Instant::now();
             match datagram::connect(addr) {
                 Ok(socket) if nodes.watch(&socket, id).is_ok() => {
-                    record.connected(began.elapsed());
+                    record.connected(began);
                     let taken = self.send(&socket);
                     let next = Next { socket, ipv6: addr.is_ipv6(), refused: !taken };
                     if taken {
