@@ -1,6 +1,6 @@
 //! What runs between the choice of a route and the choice of a node, and what hears of a session's end.
 //!
-//! A plugin is a file here that implements [`Stage`], and a line in [`stages!`]. They are variants of an
+//! A plugin is a file here that implements [`Stage`], and a line in the list `stages!`. They are variants of an
 //! enum, not trait objects: the pipeline is known. Whatever the order of a configuration, they run by
 //! their fixed priority, as in APISIX.
 //!
@@ -187,13 +187,15 @@ fn read_filter(plugin: &str, filter: &Value, degraded: &mut Vec<String>) -> Opti
         Ok(expr) => expr,
         Err(error) => {
             let path = &error.path;
-            degraded.push(format!("plugin {plugin}: _meta.filter{path}: {error}; it runs on every session"));
+            degraded.push(format!(
+                "plugin {plugin}: _meta.filter{path}: {error}; the plugin runs on every session"
+            ));
             return None;
         }
     };
     for pattern in expr.dead_patterns() {
         degraded.push(format!(
-            "plugin {plugin}: _meta.filter has the pattern {pattern:?}, which does not compile and never matches; mend \
+            "plugin {plugin}: _meta.filter: the pattern {pattern:?} does not compile and never matches; mend \
              it, or the plugin may run on no session"
         ));
     }
@@ -202,7 +204,15 @@ fn read_filter(plugin: &str, filter: &Value, degraded: &mut Vec<String>) -> Opti
 
 /// The plugins of a route, in the order they run.
 #[derive(Clone, Debug, Default)]
-pub struct Plugins(Arc<[Arc<Armed>]>);
+pub struct Plugins {
+    armed: Arc<[Arc<Armed>]>,
+    /// What each session asks: some have a say before a node is chosen,
+    decide: bool,
+    /// some hear of the end,
+    report: bool,
+    /// and of those some send a line somewhere.
+    send: bool,
+}
 
 impl Plugins {
     /// Puts plugins in their order.
@@ -213,25 +223,31 @@ impl Plugins {
             return Self::default();
         }
         armed.sort_by_key(|one| std::cmp::Reverse(one.class.priority));
-        Self(armed.into())
+        let sends = |one: &Arc<Armed>| matches!(one.plugin, Plugin::Syslog(_));
+        Self {
+            decide: armed.iter().any(|one| !one.class.reports),
+            report: armed.iter().any(|one| one.class.reports),
+            send: armed.iter().any(sends),
+            armed: armed.into(),
+        }
     }
 
     /// Reports whether none of them has a say before a node is chosen.
     #[must_use]
     pub fn only_report(&self) -> bool {
-        self.0.iter().all(|one| one.class.reports)
+        !self.decide
     }
 
     /// Reports whether none of them hears of the end of a session.
     #[must_use]
     pub fn is_silent(&self) -> bool {
-        self.reporting().next().is_none()
+        !self.report
     }
 
     /// Reports whether one of them sends a line somewhere at the end of a session.
     #[must_use]
     pub fn sends_lines(&self) -> bool {
-        self.reporting().any(|one| matches!(one.plugin, Plugin::Syslog(_)))
+        self.send
     }
 
     /// Those that hear of the end of a session.
@@ -259,11 +275,11 @@ impl Plugins {
 
     /// In the order they run.
     pub fn iter(&self) -> impl Iterator<Item = &Armed> {
-        self.0.iter().map(|one| &**one)
+        self.armed.iter().map(|one| &**one)
     }
 
     fn get(&self, place: usize) -> Option<&Armed> {
-        self.0.get(place).map(|one| &**one)
+        self.armed.get(place).map(|one| &**one)
     }
 }
 
@@ -294,7 +310,7 @@ mod tests {
     #[test]
     fn a_slip_in_a_filter_is_told_of_as_long_as_it_is_there() {
         check_filter(&json!([["remote_addr", "==", "10.0.0.1"]]), &[]);
-        check_filter(&json!([["remote_addr", "smells", "x"]]), &["it runs on every session"]);
+        check_filter(&json!([["remote_addr", "smells", "x"]]), &["the plugin runs on every session"]);
         check_filter(&json!([["remote_addr", "~~", "("]]), &["never matches"]);
     }
 

@@ -361,6 +361,11 @@ impl Asked<'_> {
         if !self.passes(route, now, (&mut inbound, &mut kept), answer) {
             return;
         }
+        // What is told counts for the hash, too.
+        let told = self.question.vars.iter().find(|(name, _)| name == "mqtt_client_id");
+        if let Some((_, id)) = told {
+            inbound.mqtt_client_id = Some(id.as_str().into());
+        }
         let pool = match &kept.choice {
             None => self.snapshot.pool(&route.target),
             Some(choice) => self.snapshot.chosen(choice),

@@ -426,7 +426,7 @@ mod tests {
 
     #[test]
     fn long_keys_are_told_apart_and_not_kept() {
-        let (table, now) = (Table::default(), Instant::now());
+        let (table, now) = (Table::default(), now());
         let wanted = Wanted { up: Some(1), down: None, burst: None };
         let keys = ["a", "b"].map(|end| "x".repeat(16_000) + end);
         let [first, second] = [&keys[0], &keys[1]].map(|key| table.rates(key, &wanted, now));

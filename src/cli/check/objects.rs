@@ -111,6 +111,8 @@ fn of_route(loaded: &Loaded, route: &Route) -> Vec<Finding> {
     let mut findings: Vec<Finding> = route
         .degraded
         .iter()
+        // Told where the object was read.
+        .filter(|sentence| !sentence.contains(": _meta.filter"))
         .map(|sentence| {
             let broken = unusable.iter().find(|(start, _)| sentence.starts_with(start.as_str()));
             let rule = broken.map_or("SG-050", |(_, rule)| rule);
