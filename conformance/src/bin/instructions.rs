@@ -60,7 +60,7 @@ enum Bound {
 const KINDS: [Kind; 7] = [
     kind("connection", connections, 1000, 100),
     Kind {
-        bound: Bound::Beside("connection", 5),
+        bound: Bound::Beside("connection", 8),
         told: true,
         ..kind("connection-told", connections, 1000, 0)
     },
