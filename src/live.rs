@@ -10,6 +10,7 @@ pub mod ewma;
 pub mod limits;
 pub mod listen_stats;
 pub mod logs;
+mod long_keys;
 pub mod node_state;
 pub mod recent;
 pub mod registries;

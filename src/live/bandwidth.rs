@@ -5,12 +5,12 @@
 //! they live on, and nobody has to divide anything among them. A rate that nobody uses gathers a burst.
 //! No I/O, no clock: `now` is an argument.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
-use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::live::long_keys::short;
 
 const SECOND: u128 = 1_000_000_000;
 /// The burst where none is set, and the least: what a second has divided by this. A thread that wakes late
@@ -24,8 +24,6 @@ const PACKETS: u64 = 20;
 const PACKET: u64 = 1500;
 /// Keys without a session that a table keeps for what they still owe.
 const MOST_IDLE: usize = 65_536;
-/// Keys longer than this, in bytes, are not kept as they are.
-const LONG: usize = 128;
 /// Smaller tables are not worth a sweep.
 const LEAST_TO_SWEEP: usize = 256;
 
@@ -283,7 +281,7 @@ impl Table {
     /// The rates of a key, new ones where it is not known.
     pub fn rates(&self, key: &str, wanted: &Wanted, now: Instant) -> Arc<Rates> {
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = &*keys.name(key);
+        let key = &*short(key, keys.map.hasher());
         if let Some(rates) = keys.map.get(key) {
             return rates.clone();
         }
@@ -309,17 +307,6 @@ impl Table {
 }
 
 impl Keys {
-    /// What stands for a key: clients choose some, and a long one is kept as its beginning with a hash that
-    /// nobody can aim at.
-    fn name<'a>(&self, key: &'a str) -> Cow<'a, str> {
-        if key.len() <= LONG {
-            return Cow::Borrowed(key);
-        }
-        let begin = key.get(..key.floor_char_boundary(LONG / 2)).unwrap_or_default();
-        let hashes = [0_u8, 1].map(|turn| self.map.hasher().hash_one((turn, key)));
-        Cow::Owned(format!("{begin}…{:016x}{:016x}", hashes[0], hashes[1]))
-    }
-
     fn sweep(&mut self, now: Instant) {
         let mut idle = 0;
         self.map.retain(|_, rates| {

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::counts::Counts;
 use self::rates::Buckets;
+use crate::live::long_keys::{self, LONG};
 use crate::live::{Counter, Registry};
 
 pub use self::counts::{CountLimit, Place};
@@ -94,9 +95,6 @@ impl fmt::Write for LimitKey {
     }
 }
 
-/// Keys longer than this, in bytes, are not kept as they are: clients may choose them.
-const LONG: usize = 128;
-
 /// How many locks there are.
 const PARTS: usize = 64;
 
@@ -119,14 +117,9 @@ impl<P: Default> Default for Table<P> {
 }
 
 impl<P> Table<P> {
-    /// What stands for a key: of a long one its beginning and a hash that nobody can aim at.
+    /// What stands for a key.
     fn name<'a>(&self, key: &'a LimitKey) -> Cow<'a, str> {
-        if key.text.len() <= LONG {
-            return Cow::Borrowed(&key.text);
-        }
-        let begin = key.text.get(..key.text.floor_char_boundary(LONG / 2)).unwrap_or_default();
-        let hashes = [0_u8, 1].map(|turn| self.hasher.hash_one((turn, &key.text)));
-        Cow::Owned(format!("{begin}…{:016x}{:016x}", hashes[0], hashes[1]))
+        long_keys::short(&key.text, &self.hasher)
     }
 
     /// The part of `key`; `None` never happens.
